@@ -1,0 +1,58 @@
+# make reproduce | test | ui | benchmark | lint | lock | clean
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install dev reproduce test test-slow lint ui benchmark lock clean
+
+help: ## show this
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+$(BIN)/activate:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.lock pyproject.toml | $(BIN)/activate
+	@echo "installing the pinned dependencies into $(VENV)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.lock $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	@touch $@
+
+install: $(VENV)/.installed ## create .venv with the pinned dependencies
+
+dev: $(VENV)/.dev ## the same, with what tests and linters need
+
+reproduce: $(VENV)/.installed ## measure and judge every paper (ARGS: arguments for snakemake)
+	@ATLAS_SUMMARY=all $(BIN)/snakemake $(ARGS)
+
+test: $(VENV)/.dev ## lint, type-check and run the tests
+	@$(MAKE) --no-print-directory lint
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.dev ## statistical coverage and whole-workflow tests too
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev ## ruff, mypy, snakefmt, snakemake --lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint --quiet
+
+ui: $(VENV)/.installed ## browse the results in MLflow, on loopback
+	@$(BIN)/atlas ui $(ARGS)
+
+benchmark: $(VENV)/.dev ## the pipeline's overhead and the cost of --dry-run
+	$(BIN)/python tests/benchmark.py $(ARGS)
+
+lock: $(VENV)/.dev ## pin the newest versions that fit pyproject.toml
+	$(BIN)/python workflow/scripts/lock.py
+
+clean: ## remove .venv (results stay)
+	rm -rf $(VENV)

@@ -1,0 +1,55 @@
+"""The linter of papers: what `atlas check` looks at beyond the schema."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pandas as pd
+
+from atlas import data
+from atlas.errors import AtlasError, unknown
+from atlas.measure import load_experiment, make_setting, time_limit
+from atlas.measurements import validate
+from atlas.paper import TIERS, Paper
+from atlas.run import Run
+
+
+def check(paper: Paper) -> Iterator[str]:
+    """Yield what is wrong with a paper, one line each: TODOs, settings, data sets, a smoke run, determinism, claims."""
+    for path in sorted(paper.folder.glob("*.*")):
+        if path.suffix in (".py", ".yaml"):
+            for i, line in enumerate(path.read_text().splitlines(), start=1):
+                if re.search(r"\bTODO\b", line):
+                    yield f"{path}:{i}: {line.strip()}"
+    for name in paper.data:
+        if name not in (known := data.tracked()):
+            yield str(unknown("data set", name, known, f"{paper.folder / 'paper.yaml'}: data"))
+    if not list(paper.folder.glob("test_*.py")):
+        yield f"{paper.folder}: has no test_*.py that checks the update rule against an independent value"
+    try:
+        module = load_experiment(paper)
+        for tier in TIERS:
+            make_setting(paper, module, tier)
+        first, second = smoke(paper, seed=0), smoke(paper, seed=0)
+    except AtlasError as error:
+        yield f"{paper.slug}: {error}"
+        return
+    except Exception as error:
+        yield f"{paper.slug}: the smoke run raised {type(error).__name__}: {error}"
+        return
+    if not first.equals(second):
+        yield f"{paper.slug}: the same seed gave two different tables: all randomness must come from run.rng or run.generator"
+    for claim in paper.claims:
+        for what, test in (("test", claim.test), *(("control", control) for control in claim.controls())):
+            try:
+                test.evaluate(first)
+            except AtlasError as error:
+                yield f"{paper.folder / 'paper.yaml'}: claims.{claim.id}.{what}: {error}"
+
+
+def smoke(paper: Paper, seed: int) -> pd.DataFrame:
+    """The table of a run at the smoke tier."""
+    module = load_experiment(paper)
+    with time_limit(paper.resources.smoke.runtime):
+        return validate(module.measure(make_setting(paper, module, "smoke"), Run(paper.slug, seed)))

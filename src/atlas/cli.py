@@ -1,0 +1,222 @@
+"""The `atlas` command. Each command imports what it needs when it runs, so that --help and list stay quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from atlas import config as configuration
+from atlas import paper as papers
+from atlas.config import Config
+from atlas.errors import AtlasError, unknown
+from atlas.paper import Paper
+
+
+
+def configured(tier: str | None, seed: int | None) -> Config:
+    """config/config.yaml, with what was given on the command line."""
+    path = Path("config/config.yaml")
+    raw: dict[str, Any] = yaml.load(path.read_text(), Loader=yaml.CSafeLoader) if path.is_file() else {}
+    given = {key: value for key, value in (("tier", tier), ("seed", seed)) if value is not None}
+    return configuration.parse({**raw, **given})
+
+
+def tier_and_seed(command: Any) -> Any:
+    command = click.option("--tier", help="smoke, laptop or paper  [default: config/config.yaml]")(command)
+    return click.option("--seed", type=click.IntRange(0), help="master seed  [default: config/config.yaml]")(command)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="convergence-atlas")
+def atlas() -> None:
+    """Measure what papers about convergence claim. `snakemake` runs everything; these commands look at it."""
+
+
+@atlas.command("list")
+@click.argument("names", nargs=-1)
+@tier_and_seed
+def list_papers(names: tuple[str, ...], tier: str | None, seed: int | None) -> None:
+    """List papers (all, or those of the named families): fidelity, claims, last verdicts."""
+    from atlas.show import print_list
+
+    print_list(papers.select(list(names)), configured(tier, seed).out)
+
+
+@atlas.command()
+@click.argument("slug")
+@tier_and_seed
+def show(slug: str, tier: str | None, seed: int | None) -> None:
+    """Show a paper: claims, method, setting, last result."""
+    from atlas.show import print_paper
+
+    paper, config = papers.find(slug), configured(tier, seed)
+    setting = {**paper.setting_fields, **paper.setting(config.tier, config.settings.get(slug))}
+    print_paper(paper, config.out, setting)
+
+
+@atlas.command()
+@click.argument("names", nargs=-1)
+@click.option("--out", type=click.Path(path_type=Path), help="folder of results  [default: that of config/config.yaml]")
+@click.option("--newer", type=float, help="only what is newer than this time (Unix seconds)")
+@tier_and_seed
+def verdicts(names: tuple[str, ...], out: Path | None, newer: float | None, tier: str | None, seed: int | None) -> None:
+    """Print the verdict table of papers or families (default: the configured selection).
+
+    The exit code is 1 if one of them has no verdict.
+    """
+    from atlas.show import print_verdicts
+
+    config = configured(tier, seed)
+    selected = papers.select(list(names) or config.select)
+    complete = print_verdicts(out or config.out, [p.slug for p in selected], newer)
+    if not complete and newer is None:
+        sys.exit(1)
+
+
+@atlas.command()
+@click.argument("family")
+@click.argument("slug")
+def new(family: str, slug: str) -> None:
+    """Start a new paper: a folder that runs and passes `atlas check` apart from its TODOs."""
+    from atlas.scaffold import new as scaffold
+
+    folder = scaffold(family, slug)
+    click.echo(f"{folder}: fill in the TODOs, then\n  atlas check {slug}\n  atlas run {slug}\n  snakemake {slug}")
+
+
+@atlas.command()
+@click.argument("slugs", nargs=-1)
+def check(slugs: tuple[str, ...]) -> None:
+    """Lint papers: schema, controls, settings of three tiers, a smoke run, the same table from the same seed."""
+    from atlas.check import check as lint
+
+    wrong = 0
+    for slug in slugs or papers.folders():
+        try:
+            found = list(lint(papers.find(slug)))
+        except AtlasError as error:
+            found = [str(error)]
+        click.echo("\n".join(found) if found else f"{slug}: ok")
+        wrong += bool(found)
+    sys.exit(bool(wrong))
+
+
+@atlas.command()
+@click.argument("slug")
+@tier_and_seed
+@click.option("--out", type=click.Path(path_type=Path), help="folder for the results  [default: results/<tier>/<slug>]")
+@click.option("--png", is_flag=True, help="write the figure as PNG too")
+@click.option("--verify-only", is_flag=True, help="judge the measurement that is there")
+def run(slug: str, tier: str | None, seed: int | None, out: Path | None, png: bool, verify_only: bool) -> None:
+    """Measure and judge one paper in this process, without the workflow."""
+    from atlas.figures.paper import draw
+    from atlas.measure import measure
+    from atlas.show import console, verdict_table
+    from atlas.verify import verify
+
+    paper, config = papers.find(slug), configured(tier, seed)
+    out = out or config.out / slug
+    if not verify_only:
+        measure(paper, out, config.tier, config.seed, config.device, config.settings.get(slug))
+    judged = verify(paper, out)
+    if png:
+        draw(judged, out / "figure.png")
+    console().print(verdict_table([judged]))
+    for claim in judged.claims:
+        for what, result in (("", claim.result), *((" control", c.result) for c in claim.controls)):
+            if result.reason:
+                click.echo(f"{claim.id}{what}: {result.reason}")
+    click.echo(f"{out}: {judged.provenance['cpu_seconds']} CPU s, {judged.provenance['peak_memory_mb']:.0f} MB")
+
+
+@atlas.command()
+@click.option("--port", default=5000, show_default=True)
+def ui(port: int) -> None:
+    """Browse the results in the MLflow UI, on loopback."""
+    from atlas.track import ui as serve
+
+    serve(Path(configured(None, None).results), port)
+
+
+@atlas.command()
+@tier_and_seed
+def cost(tier: str | None, seed: int | None) -> None:
+    """CPU seconds and memory of every measured paper, inside and outside its experiment."""
+    from atlas.cost import print_costs
+
+    print_costs(configured(tier, seed).out, list(papers.folders()))
+
+
+@atlas.command()
+@click.argument("of", type=click.Choice(["paper", "config"]))
+def schema(of: str) -> None:
+    """Print the JSON schema of paper.yaml or config.yaml, for editors."""
+    click.echo(json.dumps((Paper if of == "paper" else Config).model_json_schema(), indent=1))
+
+
+# What the rules of the workflow call.
+
+
+@atlas.command(hidden=True)
+@click.argument("slug")
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--tier", required=True)
+@click.option("--seed", type=int, required=True)
+@click.option("--device", required=True)
+@click.option("--override", default="{}")
+@click.option("--minutes", type=float)
+def measure(
+    slug: str, out: Path, tier: str, seed: int, device: str, override: str, minutes: float | None
+) -> None:
+    from atlas.measure import measure as measure_paper
+
+    measure_paper(papers.find(slug), out, tier, seed, device, json.loads(override), minutes)
+
+
+@atlas.command(hidden=True)
+@click.argument("slug")
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+def verify(slug: str, out: Path) -> None:
+    from atlas.verify import verify as verify_paper
+
+    for claim in verify_paper(papers.find(slug), out).claims:
+        click.echo(f"{claim.id}: {claim.verdict}: {claim.reason}")
+
+
+@atlas.command(hidden=True)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("slugs", nargs=-1)
+def track(out: Path, slugs: tuple[str, ...]) -> None:
+    from atlas.track import track as log
+
+    log(out, list(slugs))
+
+
+@atlas.command(hidden=True)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("slugs", nargs=-1)
+def overview(out: Path, slugs: tuple[str, ...]) -> None:
+    from atlas import results
+    from atlas.figures.overview import draw_overview
+
+    found = list(results.verdicts(out, slugs))
+    results.write_table(found, out / "verdicts.csv")
+    draw_overview(found, out / "overview")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; an AtlasError is shown as one line, exit code 2."""
+    if arguments is None and len(sys.argv) > 1 and not sys.argv[1].startswith("-") and sys.argv[1] not in atlas.commands:
+        print(f"atlas: {unknown('command', sys.argv[1], (n for n, c in atlas.commands.items() if not c.hidden))}", file=sys.stderr)
+        sys.exit(2)
+    try:
+        atlas(arguments)
+    except AtlasError as error:
+        print(f"atlas: {error}", file=sys.stderr)
+        sys.exit(2)

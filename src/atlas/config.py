@@ -1,0 +1,49 @@
+"""config/config.yaml: what is run. Unknown keys are errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from atlas.errors import AtlasError
+from atlas.paper import Strict, Tier, explain, folders
+from atlas.errors import unknown
+
+
+class Config(Strict):
+    """The keys of config/config.yaml; `--config key=value` overrides each."""
+
+    tier: Tier = "laptop"
+    seed: int = Field(0, ge=0)
+    select: list[str] = []
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    settings: dict[str, dict[str, Any]] = {}
+    results: str = "results"
+
+    @field_validator("select", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        return value.replace(",", " ").split() if isinstance(value, str) else value
+
+    @property
+    def out(self) -> Path:
+        """Where this run's results go: results/<tier>, and results/<tier>-seed<k> for a master seed k other than 0."""
+        return Path(self.results) / (self.tier if self.seed == 0 else f"{self.tier}-seed{self.seed}")
+
+
+def parse(raw: dict[str, Any]) -> Config:
+    """Validate a configuration. Raises AtlasError naming the key, with the nearest valid names."""
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        raise explain(error, "config", {"": list(Config.model_fields)}) from None
+    known = folders()
+    for slug in config.settings:
+        if slug not in known:
+            raise unknown("paper", slug, known, "config: settings")
+    return config
+
+
+__all__ = ["AtlasError", "Config", "parse"]

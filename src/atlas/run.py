@@ -1,0 +1,62 @@
+"""What an experiment is given besides its setting: randomness, a device, progress, a place for checkpoints.
+
+Derivation of randomness: a stream is named by strings and numbers; its seed is numpy's
+SeedSequence(entropy=master seed, spawn_key=CRC-32 of paper slug and of each part of the name). Streams with different
+names are independent; the same name gives the same stream on every machine.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from atlas.measurements import Recorder
+
+T = TypeVar("T")
+
+
+class Run:
+    """One measurement of one paper. `seed` is the master seed, `device` where the tensors of the experiment live."""
+
+    def __init__(self, paper: str, seed: int = 0, device: str = "cpu", folder: Path | None = None) -> None:
+        self.paper = paper
+        self.seed = seed
+        self.device = torch.device(device)
+        self.folder = folder
+
+    def _sequence(self, *name: str | int) -> np.random.SeedSequence:
+        key = [zlib.crc32(str(part).encode()) for part in (self.paper, *name)]
+        return np.random.SeedSequence(self.seed, spawn_key=key)
+
+    def rng(self, *name: str | int) -> np.random.Generator:
+        """A numpy generator for the stream `name`, e.g. run.rng("noise", "SGD")."""
+        return np.random.default_rng(self._sequence(*name))
+
+    def generator(self, *name: str | int, device: str | None = None) -> torch.Generator:
+        """A torch generator for the stream `name`, on the run's device unless told otherwise."""
+        generator = torch.Generator(device or self.device)
+        return generator.manual_seed(int(self._sequence(*name).generate_state(1, np.uint64)[0] >> 1))
+
+    def table(self) -> Recorder:
+        """An empty measurement table to add to; its `frame()` is what `measure` returns."""
+        return Recorder()
+
+    def progress(self, items: Iterable[T], what: str = "") -> Iterator[T]:
+        """Iterate and report to the log about every two seconds."""
+        total = len(items) if hasattr(items, "__len__") else None
+        start = last = time.monotonic()
+        for i, item in enumerate(items):
+            yield item
+            now = time.monotonic()
+            if now - last > 2:
+                last = now
+                of = f"/{total}" if total else ""
+                left = f", {(now - start) * (total - i - 1) / (i + 1):.0f} s left" if total else ""
+                print(f"{what} {i + 1}{of}, {now - start:.0f} s{left}", file=sys.stderr, flush=True)
