@@ -55,6 +55,7 @@ class Claim(Strict):
     id: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     says: str = Field(description="the claim in our words")
     source: str = Field(description="where the paper says it: abstract, theorem, figure, table")
+    axis: str = Field("", description="what x is, for the figure: rounds, steps, samples, ...")
     test: AnyTest
     control: list[Control] = Field(min_length=1)
 

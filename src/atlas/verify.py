@@ -31,6 +31,7 @@ class ClaimVerdict(BaseModel):
     kind: str
     says: str
     source: str
+    axis: str
     verdict: Verdict | None
     reason: str
     result: Result
@@ -73,6 +74,7 @@ def judge(claim: Claim, table: pd.DataFrame, tier: str) -> ClaimVerdict:
         kind=claim.kind,
         says=claim.says,
         source=claim.source,
+        axis=claim.axis,
         verdict=decided,
         reason=reason,
         result=result,

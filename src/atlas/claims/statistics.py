@@ -65,10 +65,11 @@ def interval(replicates: Array, n: int, level: float) -> tuple[float, float]:
 
     The percentile interval is too narrow by the factor sqrt((n-1)/n) and uses normal instead of t quantiles; taking
     the percentiles at Phi(-+ sqrt(n/(n-1)) t) mends both to first order (Hesterberg, arXiv 1411.5279, section 4.2.4).
-    Infinite replicates (failed runs) are counted, not dropped.
+    Infinite replicates (failed runs) are counted, not dropped. One observation gives a point: a deterministic
+    quantity (a claim says so by min_seeds: 1).
     """
     if n < 2:
-        return -np.inf, np.inf
+        return float(replicates.min()), float(replicates.max())
     from scipy.special import ndtr, stdtrit
 
     tail = float(ndtr(np.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - level) / 2)))

@@ -1,0 +1,1 @@
+"""Figures: one per paper, its panels the claims; and the overview of all claims."""

@@ -1,0 +1,168 @@
+"""Revisiting the Last-Iterate Convergence of Stochastic Gradient Methods (arXiv 2312.08531).
+
+Stochastic subgradient descent without projection, judged by its last iterate: linearly decaying steps against
+eta/sqrt(t), on a benign and on a worst-case Lipschitz function, with light and heavy tails, and a strongly convex one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from atlas.run import Run
+
+
+@dataclass(frozen=True)
+class Setting:
+    dim: int = 20
+    seeds: int = 32
+    slopes: tuple[float, ...] = (1.0, 0.25, 0.0625, 0.015625, 0.00390625)  # of the Lipschitz functions
+    horizons: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+    noise: float = 1.0  # E||noise||^2 = noise^2
+    hard_horizons: tuple[int, ...] = (32, 64, 128, 256, 512, 1024, 2048)
+    tail_blocks: int = 30  # independent estimates of the quantiles
+    tail_block: int = 3000  # runs per estimate
+    tail_horizon: int = 512
+    tail_dim: int = 5
+    deltas: tuple[float, ...] = (0.1, 0.03, 0.01, 0.003)
+    tail_index: float = 1.5  # of the heavy-tailed control: infinite variance below 2
+
+
+Schedule = Callable[[Tensor, Tensor], Tensor]  # (t, T) -> eta_t, both broadcast
+
+
+def linear_decay(eta: float) -> Schedule:
+    """eta_t = eta (T - t + 1) / T^(3/2), the schedule for a known horizon."""
+    return lambda t, T: eta * (T - t + 1) / T**1.5
+
+
+def inverse_sqrt(eta: float) -> Schedule:
+    """eta_t = eta / sqrt(t), the any-time schedule."""
+    return lambda t, T: eta / t.sqrt()
+
+
+def last_iterates(
+    subgradient: Callable[[Tensor], Tensor],
+    schedule: Schedule,
+    x1: Tensor,
+    horizons: Tensor,
+    draw: Callable[[torch.Size], Tensor],
+) -> Tensor:
+    """x_{t+1} = x_t - eta_t (g(x_t) + noise_t), t = 1..T, for every horizon T.
+
+    x1 (..., d), horizons (H,) ascending; returns x_{T+1} (H, ..., d).
+    """
+    x = x1.expand(len(horizons), *x1.shape).clone()
+    T = horizons.view(-1, *[1] * x1.dim())
+    for t in range(1, int(horizons[-1]) + 1):
+        on = int(torch.searchsorted(horizons, t))  # runs with T < t have ended
+        eta = schedule(torch.tensor(float(t), dtype=x.dtype, device=x.device), T[on:])
+        x[on:] -= eta * (subgradient(x[on:]) + draw(x[on:].shape))
+    return x
+
+
+def harvey(T: int, schedule: Schedule) -> float:
+    """f(x_{T+1}) of subgradient descent on the worst-case function of Harvey et al. (arXiv 1812.05217, section 3).
+
+    f(x) = max_i <h_i, x>, i = 1..T+1, h_i = (a_1, ..., a_{i-1}, -b_i, 0, ...), a_j = 1/(8(T-j+1)), b_j = sqrt(j)/(2 sqrt(T)),
+    b_{T+1} = 0; min f = 0. The oracle returns h_i of the smallest active i. O(T) a step by prefix sums.
+    """
+    j = torch.arange(1, T + 1, dtype=torch.float64)
+    a, b = 1 / (8 * (T - j + 1)), (j / T).sqrt() / 2
+    x = torch.zeros(T, dtype=torch.float64)
+
+    def pieces() -> Tensor:
+        before = torch.cat([torch.zeros(1, dtype=x.dtype), (a * x).cumsum(0)])
+        return before - torch.cat([b * x, torch.zeros(1, dtype=x.dtype)])
+
+    horizon = torch.tensor(float(T), dtype=torch.float64)
+    for t in range(1, T + 1):
+        values = pieces()
+        i = int(torch.nonzero(values >= values.max())[0])
+        eta = schedule(torch.tensor(float(t), dtype=torch.float64), horizon)
+        x[:i] -= eta * a[:i]
+        if i < T:
+            x[i] += eta * b[i]
+    return float(pieces().max())
+
+
+def measure(setting: Setting, run: Run) -> pd.DataFrame:
+    table = run.table()
+    horizons = torch.tensor(setting.horizons, dtype=torch.float64, device=run.device)
+    x1 = torch.ones(setting.seeds, setting.dim, dtype=torch.float64, device=run.device)
+    root_d = setting.dim**0.5
+
+    def gaussian(*name: str) -> Callable[[torch.Size], Tensor]:
+        generator = run.generator(*name)
+        scale = setting.noise / root_d
+        return lambda shape: (
+            scale * torch.randn(shape, generator=generator, dtype=torch.float64, device=run.device)
+        )
+
+    # f(x) = s ||x||_1 / sqrt(d), Lipschitz with constant s <= 1: the worst s of each horizon, since the rate is one for the
+    # whole class, and a single sharp function is easier than that. eta = ||x_1 - x*|| / sqrt(1 + noise^2)
+    eta = root_d / (1 + setting.noise**2) ** 0.5
+    lipschitz = {
+        "linear decay": linear_decay(eta),
+        "1/sqrt(t)": inverse_sqrt(eta),
+        "constant step": lambda t, T: torch.full_like(T, 0.1),
+    }
+    s = torch.tensor(setting.slopes, dtype=torch.float64, device=run.device)[:, None, None] / root_d
+    for name, schedule in run.progress(list(lipschitz.items()), "Lipschitz"):
+        x = last_iterates(
+            lambda x: s * x.sign(), schedule, x1.expand(len(s), -1, -1), horizons, gaussian("lipschitz", name)
+        )
+        gap = (s * x.abs()).sum(-1)  # (horizons, slopes, seeds)
+        worst = gap.mean(2).argmax(1)
+        table.add(
+            name,
+            "last-iterate gap",
+            x=setting.horizons,
+            value=gap[range(len(gap)), worst].T,
+            problem="Lipschitz",
+        )
+
+    # f(x) = ||x||_1 / sqrt(d) + ||x||^2 / 2, 1-strongly convex
+    strongly = {"2/(t+1)": lambda t, T: 2 / (t + 1), "1/sqrt(t)": inverse_sqrt(1.0)}
+    for name, schedule in run.progress(list(strongly.items()), "strongly convex"):
+        x = last_iterates(lambda x: x.sign() / root_d + x, schedule, x1, horizons, gaussian("strongly", name))
+        gap = x.abs().sum(-1) / root_d + x.square().sum(-1) / 2
+        table.add(name, "last-iterate gap", x=setting.horizons, value=gap.T, problem="strongly convex")
+
+    for name, schedule in (("linear decay", linear_decay(1.0)), ("1/sqrt(t)", inverse_sqrt(1.0))):
+        gaps = torch.tensor(
+            [[harvey(T, schedule) * T**0.5 for T in run.progress(setting.hard_horizons, name)]]
+        )
+        table.add(
+            name, "sqrt(T) * last-iterate gap", x=setting.hard_horizons, value=gaps, problem="worst case"
+        )
+
+    # quantiles of the last iterate's gap, in blocks; x = log(1/delta)
+    d, scale = setting.tail_dim, setting.noise / setting.tail_dim**0.5
+    start = torch.ones(setting.tail_blocks * setting.tail_block, d, device=run.device)
+    schedule = linear_decay((d / (1 + setting.noise**2)) ** 0.5)
+    levels = torch.tensor([1 - delta for delta in setting.deltas], device=run.device)
+    log_inverse = torch.tensor([1 / delta for delta in setting.deltas]).log()
+    for name in ("Gaussian noise", "heavy-tailed noise"):
+        generator = run.generator("tails", name)
+
+        def draw(shape: torch.Size, name: str = name, generator: torch.Generator = generator) -> Tensor:
+            if name == "Gaussian noise":
+                return scale * torch.randn(shape, generator=generator, device=run.device)
+            uniform = torch.rand(shape, generator=generator, device=run.device) * 2 - 1
+            return scale * uniform.sign() * (uniform.abs().clamp_min(1e-12) ** (-1 / setting.tail_index) - 1)
+
+        horizon = torch.tensor([float(setting.tail_horizon)], device=run.device)
+        x = last_iterates(lambda x: x.sign() / d**0.5, schedule, start, horizon, draw)[0]
+        gap = (x.abs().sum(-1) / d**0.5).reshape(setting.tail_blocks, setting.tail_block)
+        ratio = gap.quantile(levels, dim=1).cpu() / log_inverse[:, None]  # (deltas, blocks)
+        growth = ratio[1:] / ratio[:-1]
+        for delta, value in zip(setting.deltas[1:], growth, strict=True):
+            table.add(
+                name, "growth of quantile / log(1/delta)", x=setting.tail_horizon, value=value, delta=delta
+            )
+    return table.frame()
