@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
-from scipy.special import ive, ndtr
+from scipy.special import gammaincinv, ive, ndtr
 
 from atlas.run import Run
 
@@ -84,11 +84,8 @@ def sphere_ratio(R: float, d: int) -> Ratio:
     z, wz = np.polynomial.hermite_e.hermegauss(40)
     wz = wz / wz.sum()
     # the squared length of the d - 1 components across, chi-square, by its quantiles
-    if d > 1:
-        from scipy.stats import chi2
-
-        nodes, wn = np.polynomial.legendre.leggauss(40)
-        across, wa = chi2.ppf((nodes + 1) / 2, d - 1), wn / 2
+    nodes, wn = np.polynomial.legendre.leggauss(40)
+    across, wa = 2 * gammaincinv((d - 1) / 2, (nodes + 1) / 2), wn / 2
 
     def ratio(t: float) -> float:
         b = np.exp(-t) * R / np.sqrt(1 - np.exp(-2 * t))
