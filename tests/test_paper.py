@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from atlas.errors import AtlasError
-from atlas.paper import FAMILIES, check_targets, find, folders, load, select
+from atlas.paper import FAMILIES, check_target, find, folders, load, select
 from atlas.scaffold import new
 
 
@@ -107,8 +107,8 @@ def test_unknown_paper_and_family_name_the_nearest() -> None:
     with pytest.raises(AtlasError, match="did you mean federated"):
         select(["federatd"])
     with pytest.raises(AtlasError, match="did you mean ef21_reloaded"):
-        check_targets(["ef21_reload"], folders())
-    check_targets(["all", "federated", "results/laptop/x.json"], folders())
+        check_target("ef21_reload", folders())
+    check_target("federated", folders())
 
 
 def test_slug_family_and_experiment_are_checked(tmp_path: Path, folder: Path) -> None:

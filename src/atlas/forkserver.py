@@ -25,6 +25,16 @@ VARIABLE = "ATLAS_FORKSERVER"
 PRELOAD = ("torch", "scipy.stats", "pyarrow.parquet", "atlas.measure", "atlas.verify", "atlas.run", "atlas.figures.paper")
 
 
+def prepare_environment(repository: Path) -> None:
+    """Let the jobs of a workflow find atlas-job, the Python that runs snakemake, and the package of this repository."""
+
+    def prepend(variable: str, *folders: Path) -> None:
+        os.environ[variable] = os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get(variable)])])
+
+    prepend("PATH", repository / "workflow" / "scripts", Path(sys.executable).parent)
+    prepend("PYTHONPATH", repository / "src")
+
+
 def start() -> subprocess.Popen[bytes]:
     """Start the server and name its socket in this process's environment; `stop` it, or just end this process."""
     folder = Path(tempfile.mkdtemp(prefix="atlas-"))  # mode 0700: nobody else can connect

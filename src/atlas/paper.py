@@ -234,11 +234,10 @@ def select(names: list[str]) -> list[Paper]:
     ]
 
 
-def check_targets(targets: Iterable[str], papers: Iterable[str]) -> None:
+def check_target(target: str, papers: Iterable[str]) -> None:
     """Raise AtlasError for a workflow target that is a plain word but no rule, paper or family."""
     known = {*papers, *FAMILIES, "all", "data", "track", "atlas"}
-    for target in targets:
-        if re.fullmatch(r"[a-z0-9_-]+", target) and target not in known:
-            if target in folders():
-                raise AtlasError(f"paper '{target}' is not selected: remove 'select' from the configuration")
-            raise unknown("paper or family", target, known)
+    if target in folders() and target not in known:
+        raise AtlasError(f"paper '{target}' is not selected: see 'select' in the configuration")
+    if target not in known:
+        raise unknown("paper or family", target, known)

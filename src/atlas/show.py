@@ -22,11 +22,13 @@ STYLE = {
     "undiscriminating": ("=", "magenta"),
 }
 
+OUTCOME = {"pass": "passes", "fail": "fails", "unclear": "unclear"}
+
 
 def console() -> Console:
     """A console as wide as the terminal; plain and wide enough for a table row where there is none."""
     probe = Console()
-    return probe if probe.is_terminal else Console(width=160)
+    return probe if probe.is_terminal else Console(width=200)
 
 
 def label(verdict: str | None) -> Text:
@@ -45,7 +47,7 @@ def measured(claim: ClaimVerdict) -> str:
 
 def control(claim: ClaimVerdict) -> str:
     r = claim.controls[results.decisive_control(claim)].result
-    return f"{number(r.estimate)} [{number(r.low)}, {number(r.high)}] {r.outcome}s".replace("unclears", "unclear")
+    return f"{number(r.estimate)} [{number(r.low)}, {number(r.high)}] {OUTCOME[r.outcome]}"
 
 
 def verdict_table(found: Iterable[PaperVerdicts]) -> Table:

@@ -1,4 +1,3 @@
-
 # The configuration, the selected papers, and small helpers of the rules.
 import json
 import os
@@ -10,35 +9,37 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 # the package is the one beside this Snakefile, installed or not
-SOURCE = str(Path(workflow.basedir, "src"))
-sys.path.insert(0, SOURCE)
-os.environ["PYTHONPATH"] = os.pathsep.join([SOURCE, *filter(None, [os.environ.get("PYTHONPATH")])])
+sys.path.insert(0, str(Path(workflow.basedir, "src")))
 
-from atlas import data, forkserver, lock
-from atlas.config import parse
+import atlas.config
+import atlas.data
+import atlas.paper
+from atlas import forkserver, lock, sources
 from atlas.errors import AtlasError
-from atlas.paper import FAMILIES, check_targets, select
-from atlas.sources import closure, digest, modules
+from atlas.paper import FAMILIES
 
-# the rules call the Python that runs snakemake, also when its environment is not activated
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+forkserver.prepare_environment(Path(workflow.basedir))
 
 try:
-    CONFIG = parse(config)
-    PAPERS = {paper.slug: paper for paper in select(CONFIG.select)}
-    SETTINGS = {slug: p.setting(CONFIG.tier, CONFIG.settings.get(slug)) for slug, p in PAPERS.items()}
-    DATA = data.tracked(Path(workflow.basedir))
-    check_targets(workflow.dag_settings.targets, PAPERS)
+    CONFIG = atlas.config.parse(config)
+    PAPERS = {paper.slug: paper for paper in atlas.paper.select(CONFIG.select)}
+    SETTINGS = {
+        slug: p.setting(CONFIG.tier, CONFIG.settings.get(slug))
+        for slug, p in PAPERS.items()
+    }
+    DATA = atlas.data.tracked(Path(workflow.basedir))
 except AtlasError as error:
     raise WorkflowError(str(error)) from None
 
 OUT = CONFIG.out
-ATLAS = f"python -IS {shlex.quote(str(Path(SOURCE, 'atlas', 'launch.py')))}"
-JUDGE = digest(modules("verify", "claims", "figures"))
+JUDGE = sources.digest(sources.modules("verify", "claims", "figures"))
 
 
-def sources(wildcards):
-    return [os.path.relpath(path) for path in closure(PAPERS[wildcards.paper].experiment)]
+def experiment_sources(wildcards):
+    return [
+        os.path.relpath(path)
+        for path in sources.closure(PAPERS[wildcards.paper].experiment)
+    ]
 
 
 def datasets(wildcards):
@@ -51,6 +52,17 @@ def resource(name, grow=False):
         return wanted * attempt if grow else wanted
 
     return value
+
+
+def no_such_target(wildcards):
+    try:
+        atlas.paper.check_target(wildcards.target, PAPERS)
+    except AtlasError as error:
+        sys.exit(f"atlas: {error}")
+
+
+def folder_of_output(wildcards, output):
+    return os.path.dirname(output[0])
 
 
 run_state = {}
@@ -71,5 +83,7 @@ def end():
     summary = os.environ.get("ATLAS_SUMMARY", "new")
     if summary != "0":
         newer = f"--newer {run_state['start']:.0f}" if summary == "new" else ""
-        shell(f"{ATLAS} verdicts {newer} --out {shlex.quote(str(OUT))} {' '.join(PAPERS)} || true")
+        shell(
+            f"atlas-job verdicts {newer} --out {shlex.quote(str(OUT))} {' '.join(PAPERS)} || true"
+        )
     forkserver.stop(run_state["server"])

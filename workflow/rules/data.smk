@@ -1,18 +1,15 @@
+# Fetch the data sets that data.dvc tracks from the default DVC remote.
 rule data:
-    """Fetch the data sets that data.dvc tracks from the default DVC remote."""
-    message:
-        "fetching the data sets"
     input:
         "data.dvc",
     output:
         [item.path for item in DATA.values()],
     log:
         "results/data.log",
+    localrule: True
     conda:
         "../../environment.yml"
+    message:
+        "fetching the data sets"
     shell:
         "python -m dvc pull --force data.dvc > {log} 2>&1"
-
-
-localrules:
-    data,

@@ -3,12 +3,10 @@ wildcard_constraints:
     paper="[a-z0-9_]+",
 
 
+# Run a paper's experiment: its table of measurements and where it came from.
 rule measure:
-    """Run a paper's experiment: its table of measurements and where it came from."""
-    message:
-        "measuring {wildcards.paper}"
     input:
-        sources,
+        experiment_sources,
         ancient(datasets),
     output:
         f"{OUT}/{{paper}}/measurements.parquet",
@@ -19,50 +17,59 @@ rule measure:
         f"{OUT}/{{paper}}/measure.tsv"
     conda:
         "../../environment.yml"
+    threads: resource("cpus")
+    resources:
+        mem_mb=resource("mem_mb", grow=True),
+        runtime=resource("runtime", grow=True),
+        gpus=resource("gpus"),
     params:
         tier=CONFIG.tier,
         seed=CONFIG.seed,
         device=CONFIG.device,
         setting=lambda wildcards: json.dumps(SETTINGS[wildcards.paper], sort_keys=True),
         override=lambda wildcards: json.dumps(CONFIG.settings.get(wildcards.paper, {})),
-        data=lambda wildcards: {name: DATA[name].md5 for name in PAPERS[wildcards.paper].data},
-        folder=f"{OUT}/{{paper}}",
-    threads: resource("cpus")
-    resources:
-        mem_mb=resource("mem_mb", grow=True),
-        runtime=resource("runtime", grow=True),
-        gpus=resource("gpus"),
-    shell:
-        "{ATLAS} measure {wildcards.paper} --tier {params.tier} --seed {params.seed} --device {params.device}"
-        " --override {params.override:q} --minutes {resources.runtime} --out {params.folder:q} > {log} 2>&1"
-
-
-rule verify:
-    """Judge every claim of a paper and its controls; draw the figure."""
+        data=lambda wildcards: {
+            name: DATA[name].md5 for name in PAPERS[wildcards.paper].data
+        },
+        folder=folder_of_output,
     message:
-        "judging {wildcards.paper}"
+        "measuring {wildcards.paper}"
+    shell:
+        "atlas-job measure {wildcards.paper} --tier {params.tier} --seed {params.seed} --device {params.device}"
+        " --override {params.override:q} --minutes {resources.runtime} --out {params.folder:q} > {log} 2>&1"
+        " && echo 'measured {wildcards.paper}' >&2"
+
+
+# Judge every claim of a paper and its controls; draw the figure.
+rule verify:
     input:
         f"{OUT}/{{paper}}/measurements.parquet",
         f"{OUT}/{{paper}}/provenance.json",
-        paper=lambda wildcards: os.path.relpath(PAPERS[wildcards.paper].folder / "paper.yaml"),
+        paper=lambda wildcards: os.path.relpath(
+            PAPERS[wildcards.paper].folder / "paper.yaml"
+        ),
     output:
         f"{OUT}/{{paper}}/verdicts.json",
-        report(f"{OUT}/{{paper}}/figure.svg", category="Papers", labels={"paper": "{paper}"}),
+        report(
+            f"{OUT}/{{paper}}/figure.svg",
+            category="Papers",
+            labels={"paper": "{paper}"},
+        ),
     log:
         f"{OUT}/{{paper}}/verify.log",
     benchmark:
         f"{OUT}/{{paper}}/verify.tsv"
+    localrule: True
     conda:
         "../../environment.yml"
     params:
         code=JUDGE,
-        folder=f"{OUT}/{{paper}}",
+        folder=folder_of_output,
+    message:
+        "judging {wildcards.paper}"
     shell:
-        "{ATLAS} verify {wildcards.paper} --out {params.folder:q} > {log} 2>&1"
-
-
-localrules:
-    verify,
+        "atlas-job verify {wildcards.paper} --out {params.folder:q} > {log} 2>&1"
+        " && echo 'judged {wildcards.paper}' >&2"
 
 
 # `snakemake <slug>` and `snakemake <family>`
@@ -81,9 +88,23 @@ for family in FAMILIES:
         name:
             family
         input:
-            [f"{OUT}/{slug}/verdicts.json" for slug, paper in PAPERS.items() if paper.family == family],
+            [
+                f"{OUT}/{slug}/verdicts.json"
+                for slug, paper in PAPERS.items()
+                if paper.family == family
+            ],
 
 
-localrules:
-    *PAPERS,
-    *FAMILIES,
+# A target that is a plain word but no rule: say which names there are.
+rule unknown:
+    input:
+        no_such_target,
+    output:
+        "{target,[a-z0-9_-]+}",
+    log:
+        "results/{target}.log",
+    localrule: True
+    conda:
+        "../../environment.yml"
+    shell:
+        "false > {log}"

@@ -2,10 +2,8 @@
 VERDICTS = [f"{OUT}/{slug}/verdicts.json" for slug in PAPERS]
 
 
+# Bring MLflow up to date with the results; a paper that has not changed is not logged again.
 rule track:
-    """Bring MLflow up to date with the results; a paper that has not changed is not logged again."""
-    message:
-        "logging to MLflow"
     input:
         VERDICTS,
     output:
@@ -14,40 +12,43 @@ rule track:
         f"{OUT}/track.log",
     benchmark:
         f"{OUT}/track.tsv"
+    localrule: True
     conda:
         "../../environment.yml"
     params:
         papers=" ".join(PAPERS),
-        out=OUT,
-    shell:
-        "{ATLAS} track {params.out:q} {params.papers} > {log} 2>&1"
-
-
-rule atlas:
-    """All verdicts as one table, and the overview figures."""
+        out=folder_of_output,
     message:
-        "drawing the overview"
+        "logging to MLflow"
+    shell:
+        "atlas-job track {params.out:q} {params.papers} > {log} 2>&1"
+
+
+# All verdicts as one table, and the overview figures.
+rule atlas:
     input:
         VERDICTS,
     output:
         table=f"{OUT}/verdicts.csv",
         figures=report(
-            expand(f"{OUT}/overview/{{name}}.svg", name=["exponents", "speedups", "verdicts"]), category="Overview"
+            expand(
+                f"{OUT}/overview/{{name}}.svg",
+                name=["exponents", "speedups", "verdicts"],
+            ),
+            category="Overview",
         ),
     log:
         f"{OUT}/atlas.log",
     benchmark:
         f"{OUT}/atlas.tsv"
+    localrule: True
     conda:
         "../../environment.yml"
     params:
         papers=" ".join(PAPERS),
         code=JUDGE,
-        out=OUT,
+        out=folder_of_output,
+    message:
+        "drawing the overview"
     shell:
-        "{ATLAS} overview {params.out:q} {params.papers} > {log} 2>&1"
-
-
-localrules:
-    track,
-    atlas,
+        "atlas-job overview {params.out:q} {params.papers} > {log} 2>&1"

@@ -72,6 +72,6 @@ class Bound(Test):
         return Result(
             outcome=outcome,
             quantity=f"fraction of instances with {self.metric} {'>' if self.side == 'at_most' else '<'} {name}",
-            criterion=f"<= {self.allow:g} (interval below {self.allow + self.resolution:g})",
+            criterion=f"<= {self.allow:g} (+{self.resolution:g})",
             estimate=violations / n, low=low, high=high, level=self.level, claimed=self.allow, reason=reason, detail=detail,
         )  # fmt: skip
