@@ -1,7 +1,11 @@
 """Configuration, sources, randomness, the measurement table, files, locks."""
 
+import json
+import shutil
 import subprocess
 import sys
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -137,20 +141,14 @@ def test_results_are_locked_by_one_run_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A scaffolded paper that can be imported as atlas.papers.vision.toy_<n>."""
-    import atlas.papers
-
-    folder = new("vision", "toy", tmp_path / "papers")
-    monkeypatch.setattr(atlas.papers, "__path__", [str(tmp_path / "papers")])
-    for name in [m for m in sys.modules if m.startswith("atlas.papers.vision")]:
-        monkeypatch.delitem(sys.modules, name)
-    return folder
+def toy() -> Iterator[Path]:
+    """A scaffolded paper in the package, removed afterwards."""
+    folder = new("vision", f"toy_{uuid.uuid4().hex[:8]}")
+    yield folder
+    shutil.rmtree(folder)
 
 
 def test_measure_writes_table_and_provenance(toy: Path, tmp_path: Path) -> None:
-    import json
-
     measure(load(toy), tmp_path / "out", "smoke", seed=3, override={"dim": 4})
     origin = json.loads((tmp_path / "out/provenance.json").read_text())
     assert origin["setting"] == {"dim": 4, "steps": 20, "seeds": 5, "condition": 10.0}
@@ -164,7 +162,7 @@ def test_failed_measure_writes_nothing(toy: Path, tmp_path: Path) -> None:
         measure(load(toy), tmp_path / "out", override={"steps": "many"})
     experiment = toy / "experiment.py"
     experiment.write_text(experiment.read_text().replace("return table.frame()", "return None"))
-    sys.modules.pop("atlas.papers.vision.toy.experiment", None)
+    sys.modules.pop(f"atlas.papers.vision.{toy.name}.experiment", None)
     with pytest.raises(AtlasError, match="returned NoneType"):
         measure(load(toy), tmp_path / "out")
     assert not (tmp_path / "out").exists()

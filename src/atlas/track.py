@@ -1,8 +1,9 @@
 """Show the results in MLflow. The files are the truth, MLflow a view of them: logging again updates, never duplicates.
 
 One experiment per family; a parent run per paper, tier and master seed; a child run per method with its curves. A parent
-carries `atlas.key` (what it is of) and `atlas.digest` (hash of the files it shows): the same digest is skipped, another
-one is logged anew, and what it replaces, or what a crash left without its digest, is deleted.
+carries `atlas.key` (what it shows) and, as the last thing written, `atlas.digest` (hash of the files it shows). The same
+digest is skipped; another one is logged anew and then replaces the old run. A run without a digest was interrupted: the
+next run replaces it too. So whatever happened, after a complete run there is exactly one active parent per key.
 """
 
 from __future__ import annotations
@@ -13,8 +14,13 @@ import math
 import os
 import re
 import socket
+import sqlite3
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -28,10 +34,29 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
     from mlflow.tracking import MlflowClient
 
-SEVERITY = ("refuted", "undiscriminating", "inconclusive", "verified")
-MOST_CURVES = 12  # per method: a paper with many conditions shows the first ones
-MOST_POINTS = 40  # per curve
+FORMAT = "1"  # part of every digest: raise it when other things are logged from the same files
 INPUTS = ("measurements.parquet", "provenance.json", "verdicts.json", "figure.svg")
+SEVERITY = ("refuted", "undiscriminating", "inconclusive", "verified")
+
+# Every value costs about 50 us of CPU to insert: these keep a paper below 2000 values, whatever it measures.
+MOST_VALUES = 1500  # of all curves of a paper: mean, low and high at every point
+MOST_CURVES = 12  # per method
+MOST_POINTS = 30  # per curve
+FEWEST_POINTS = 8  # rather fewer curves than fewer points
+
+# mlflow.utils.validation: MAX_ENTITIES_PER_BATCH (1000, of which MAX_PARAMS_TAGS_PER_BATCH params and as many tags),
+# MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH; MAX_ENTITY_KEY_LENGTH is 250, less room for ' failed' and a number
+BATCH, PARAMS, PARAM_LENGTH, TAG_LENGTH, NAME_LENGTH = 900, 100, 6000, 8000, 230
+
+# set before MLflow is imported, unless the user did: a dead server is given up after seconds, not minutes
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
 
 
 def default_uri(results: Path) -> str:
@@ -39,208 +64,365 @@ def default_uri(results: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results.resolve()}/mlflow/mlflow.db"
 
 
-def connect(results: Path, uri: str | None = None) -> MlflowClient:
-    """A client of the tracking store. Raises AtlasError within seconds if a server does not answer."""
-    uri = uri or default_uri(results)
+def public(uri: str) -> str:
+    """The URI without user and password."""
+    return re.sub(r"//[^@/]*@", "//", uri)
+
+
+def sqlite_file(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def connect(results: Path, uri: str) -> MlflowClient:
+    """A client of the tracking store. Raises OSError within seconds if nothing listens there."""
     where = urlparse(uri)
-    if where.scheme in ("http", "https"):
-        try:
-            port = where.port or (443 if where.scheme == "https" else 80)
-            socket.create_connection((where.hostname or "", port), timeout=5).close()
-        except OSError as error:
-            raise AtlasError(
-                f"the MLflow server {uri} does not answer ({error}). Results are safe in {results}; start the server, or unset"
-                " MLFLOW_TRACKING_URI to use the local store, and run again: only this step is repeated"
-            ) from None
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    (results / "mlflow").mkdir(parents=True, exist_ok=True)
+    scheme = where.scheme.split("+")[0]
+    if where.hostname and scheme in PORTS:
+        socket.create_connection((where.hostname, where.port or PORTS[scheme]), timeout=5).close()
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if (database := sqlite_file(uri)) is not None:
+        database.parent.mkdir(parents=True, exist_ok=True)
     from mlflow.tracking import MlflowClient
 
     return MlflowClient(uri)
 
 
-def track(out: Path, slugs: list[str], uri: str | None = None) -> dict[str, Any]:
-    """Bring MLflow up to date with out/<slug>/ and write out/track.json.
+def track(
+    out: Path, slugs: list[str], uri: str | None = None, progress: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Bring MLflow up to date with the folders out/<slug>/ and write out/track.json.
 
-    Raises AtlasError if the tracking server cannot be reached; what was logged until then is kept.
+    A paper that has no verdicts or no figure yet is left out, its older run stays. Raises AtlasError if the tracking
+    store cannot be used; what was logged until then is kept and not logged again.
     """
     start, cpu = time.perf_counter(), time.process_time()
-    results = out.parent
-    client = connect(results, uri)
-    uri = uri or default_uri(results)
-    logged, skipped, runs = 0, 0, {}
-    for family, papers in _by_family(out, slugs).items():
-        experiment = _experiment(client, family, results, uri)
-        known = _known(client, experiment)
-        for paper in papers:
-            key = f"{paper.tier}/{paper.seed}/{paper.paper}"
-            digest = _digest(out / paper.paper)
-            old = known.get(key, {})
-            current = next((run for run, d in old.items() if d == digest), None)
-            if current is None:
-                current = _log(client, experiment, paper, out / paper.paper, key)
-                # the last thing written: a run without it was interrupted and is replaced next time
-                client.set_tag(current, "atlas.digest", digest)
-                logged += 1
-            else:
-                skipped += 1
-            for run in old:
-                if run != current:
-                    _delete(client, experiment, run)
-            runs[paper.paper] = current
+    uri = uri or default_uri(out.parent)
+    done = {"logged": 0, "skipped": 0}
+    with explained(uri, out.parent), unsynced(sqlite_file(uri)):
+        client = connect(out.parent, uri)
+        runs = _update(client, out, slugs, uri, done, progress)
     record = {
-        "uri": re.sub(r"//[^@/]*@", "//", uri),  # without a password
+        "uri": public(uri),
         "papers": runs,
-        "logged": logged,
-        "skipped": skipped,
+        **done,
         "seconds": round(time.perf_counter() - start, 2),
         "cpu_seconds": round(time.process_time() - cpu, 2),
     }
     files.write_text(out / "track.json", json.dumps(record, indent=1))
-    print(f"MLflow: {logged} papers logged, {skipped} unchanged, in {record['seconds']} s")
+    progress(f"MLflow: {done['logged']} papers logged, {done['skipped']} unchanged, in {record['seconds']} s")
     return record
 
 
-def _by_family(out: Path, slugs: list[str]) -> dict[str, list[PaperVerdicts]]:
-    found: dict[str, list[PaperVerdicts]] = {}
-    for slug in slugs:
-        if (path := out / slug / "verdicts.json").is_file():
-            paper = read(path)
-            found.setdefault(paper.family, []).append(paper)
-    return found
+@contextmanager
+def explained(uri: str, results: Path) -> Iterator[None]:
+    """Turn what goes wrong between here and the store into one line."""
+    try:
+        yield
+    except Exception as error:
+        # by name: neither module may be imported before connect() has set the environment
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in ("mlflow", "sqlalchemy"):
+            raise
+        if (database := sqlite_file(uri)) is not None:
+            advice = f"if {database} is damaged, remove it: it is rebuilt from the results"
+        else:
+            advice = "start the server, or unset MLFLOW_TRACKING_URI to use the local store"
+        what = " ".join(str(error).split())[:300]
+        raise AtlasError(
+            f"cannot log to MLflow at {public(uri)} ({what}). The results in {results} are complete; {advice}."
+            " The next run catches up"
+        ) from error
 
 
-def _experiment(client: MlflowClient, family: str, results: Path, uri: str) -> str:
-    if found := client.get_experiment_by_name(family):
-        return str(found.experiment_id)
-    local = (results.resolve() / "mlflow" / "artifacts").as_uri() if uri.startswith("sqlite") else None
-    return str(client.create_experiment(family, artifact_location=local and f"{local}/{family}"))
+@contextmanager
+def unsynced(database: Path | None) -> Iterator[None]:
+    """Let SQLite not wait for the disk at every commit (MLflow makes 30 per paper) but once, at the end.
+
+    A killed process loses nothing by it. A power cut meanwhile can damage the file, which the results rebuild.
+    """
+    if database is None:
+        yield
+        return
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def configure(connection: Any, _: Any) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", configure)
+    try:
+        yield
+        with database.open("rb") as file:
+            os.fsync(file.fileno())
+    finally:
+        event.remove(Engine, "connect", configure)
 
 
-def _known(client: MlflowClient, experiment: str) -> dict[str, dict[str, str]]:
-    """key -> parent run -> digest ('' if it was never finished)."""
-    known: dict[str, dict[str, str]] = {}
+def _update(
+    client: MlflowClient, out: Path, slugs: list[str], uri: str, done: dict[str, int], progress: Callable[[str], None]
+) -> dict[str, str]:
+    """Log what changed, delete what it replaces; slug -> run."""
+    ready = [slug for slug in slugs if all((out / slug / name).is_file() for name in INPUTS)]
+    origins = {slug: json.loads((out / slug / "provenance.json").read_text()) for slug in ready}
+    experiments = _experiments(client, sorted({o["family"] for o in origins.values()}), out.parent, uri)
+    known: dict[str, dict[str, tuple[str, str]]] = {}
+    for prefix in {f"{o['tier']}/{o['seed']}/" for o in origins.values()}:
+        known |= _known(client, list(experiments.values()), prefix)
+    runs: dict[str, str] = {}
+    reported = time.monotonic()
+    for slug, origin in origins.items():
+        key, experiment = f"{origin['tier']}/{origin['seed']}/{slug}", experiments[origin["family"]]
+        digest, old = _digest(out / slug), known.get(key, {})
+        found = [run for run, state in old.items() if state == (experiment, digest)]
+        if found:
+            runs[slug] = found[0]
+        else:
+            runs[slug] = _log(client, experiment, read(out / slug / "verdicts.json"), out / slug, key)
+            client.set_tag(runs[slug], "atlas.digest", digest)  # the last thing written: now it is complete
+        done["skipped" if found else "logged"] += 1
+        for run, (where, _) in old.items():
+            if run != runs[slug]:
+                _delete(client, where, run)
+        if time.monotonic() > reported + 10:
+            reported = time.monotonic()
+            progress(f"MLflow: {len(runs)} of {len(slugs)} papers")
+    return runs
+
+
+def _experiments(client: MlflowClient, families: list[str], results: Path, uri: str) -> dict[str, str]:
+    """Family -> id of its experiment, made or restored if need be."""
+    from mlflow.entities import LifecycleStage
+
+    # a server says where artifacts go; a bare database would put them into the current folder
+    folder = None if urlparse(uri).scheme in ("http", "https") else (results.resolve() / "mlflow/artifacts").as_uri()
+    ids = {}
+    for family in families:
+        if (found := client.get_experiment_by_name(family)) is None:
+            ids[family] = client.create_experiment(family, artifact_location=folder and f"{folder}/{family}")
+            continue
+        ids[family] = found.experiment_id
+        if found.lifecycle_stage == LifecycleStage.DELETED:
+            client.restore_experiment(found.experiment_id)
+    return ids
+
+
+def _known(client: MlflowClient, experiments: list[str], prefix: str) -> dict[str, dict[str, tuple[str, str]]]:
+    """key -> active parent run -> its experiment and digest ('' if it was never finished), for keys with a prefix."""
+    known: dict[str, dict[str, tuple[str, str]]] = {}
     token = None
     while True:
-        page = client.search_runs([experiment], "tags.`atlas.key` LIKE '%'", max_results=1000, page_token=token)
+        page = client.search_runs(experiments, f"tags.`atlas.key` LIKE '{prefix}%'", max_results=1000, page_token=token)
         for run in page:
-            known.setdefault(run.data.tags["atlas.key"], {})[run.info.run_id] = run.data.tags.get("atlas.digest", "")
+            tags = run.data.tags
+            state = (run.info.experiment_id, tags.get("atlas.digest", ""))
+            known.setdefault(tags["atlas.key"], {})[run.info.run_id] = state
         token = page.token
         if not token:
             return known
 
 
 def _delete(client: MlflowClient, experiment: str, parent: str) -> None:
+    """Delete a parent after its children: if this is interrupted, the parent is still found."""
     for child in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=1000):
         client.delete_run(child.info.run_id)
     client.delete_run(parent)
 
 
 def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(FORMAT.encode())
     for name in INPUTS:
-        digest.update((folder / name).read_bytes())
+        digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
     return digest.hexdigest()
 
 
 def overall(verdicts: PaperVerdicts) -> str:
-    """The verdict of a paper: the worst of its claims in the order of SEVERITY."""
+    """The verdict of a paper: the worst of its claims in the order of SEVERITY, 'none' at the smoke tier."""
     found = {claim.verdict for claim in verdicts.claims}
     return next((verdict for verdict in SEVERITY if verdict in found), "none")
 
 
 def _log(client: MlflowClient, experiment: str, paper: PaperVerdicts, folder: Path, key: str) -> str:
-    from mlflow.entities import Metric, Param, RunTag
+    """Log a paper as a parent run and its methods as children; the parent's id. It lacks only its digest."""
+    from mlflow.entities import Metric, Param
 
     from atlas import measurements
 
-    origin, now = paper.provenance, int(time.time() * 1000)
+    origin = paper.provenance
+    began = int(datetime.fromisoformat(origin["started"]).timestamp() * 1000)
+    ended = began + int(origin["wall_seconds"] * 1000)  # the run's duration is that of the measurement
     common = {
         "paper": paper.paper,
         "family": paper.family,
         "tier": paper.tier,
-        "master_seed": paper.seed,
+        "seed": paper.seed,
         "fidelity": paper.fidelity,
         "arxiv": paper.arxiv,
         "commit": origin["commit"],
+        "mlflow.source.git.commit": origin["commit"],
         "dirty": origin["dirty"],
-        "data": json.dumps(origin["data"]),
+        "data": json.dumps(origin["data"]) if origin["data"] else None,
     }
-    verdict_tags = {"verdict": overall(paper), **{f"verdict.{c.id}": c.verdict or "none" for c in paper.claims}}
-    params = [Param(name, str(value)[:500]) for name, value in origin["setting"].items()]
+    params = [Param(_name(name), str(value)[:PARAM_LENGTH]) for name, value in origin["setting"].items()]
 
-    def tags(**more: Any) -> list[RunTag]:
-        return [RunTag(name, str(value)) for name, value in {**common, **more}.items() if value is not None]
+    def start(name: str, **tags: Any) -> str:
+        values = {k: str(v)[:TAG_LENGTH] for k, v in {**common, **tags}.items() if v is not None}
+        return str(client.create_run(experiment, start_time=began, tags=values, run_name=name).info.run_id)
 
-    title = f"{paper.paper} ({paper.tier}" + (f", seed {paper.seed})" if paper.seed else ")")
-    parent = client.create_run(experiment, run_name=title, tags={"atlas.key": key})
-    run = parent.info.run_id
-    numbers = {"cpu_seconds": origin["cpu_seconds"], "peak_memory_mb": origin["peak_memory_mb"]}
+    def finish(run: str, metrics: list[Metric]) -> None:
+        client.log_batch(run, metrics[: BATCH - PARAMS], params[:PARAMS])
+        for i in range(PARAMS, len(params), PARAMS):
+            client.log_batch(run, params=params[i : i + PARAMS])
+        for i in range(BATCH - PARAMS, len(metrics), BATCH):
+            client.log_batch(run, metrics[i : i + BATCH])
+        client.set_terminated(run, end_time=ended)
+
+    numbers = {name: origin[name] for name in ("cpu_seconds", "wall_seconds", "peak_memory_mb", "seeds")}
     for claim in paper.claims:
-        for end in ("estimate", "low", "high"):
-            numbers[f"{claim.id}.{end}"] = getattr(claim.result, end)
-        numbers[f"{claim.id}.control"] = claim.controls[0].result.estimate
-    finite = [Metric(_name(k), float(v), now, 0) for k, v in numbers.items() if math.isfinite(v)]
-    note = "\n".join(f"- **{c.id}**: {c.verdict}. {c.says.strip()} ({c.reason})" for c in paper.claims)
-    client.log_batch(run, finite, params[:100], tags(**{"title": paper.title, "mlflow.note.content": note, **verdict_tags}))
-    for name in INPUTS:
-        client.log_artifact(run, str(folder / name))
+        r = claim.result
+        numbers |= {f"{claim.id}.estimate": r.estimate, f"{claim.id}.low": r.low, f"{claim.id}.high": r.high}
+        numbers |= {f"{claim.id}.control": c.result.estimate for c in claim.controls[:1]}
+    parent = start(
+        f"{paper.paper} ({paper.tier}" + (f", seed {paper.seed})" if paper.seed else ")"),
+        **{
+            "atlas.key": key,
+            "title": paper.title,
+            "verdict": overall(paper),
+            **{f"verdict.{c.id}": c.verdict or "none" for c in paper.claims},
+            **{f"measured.{c.id}": _measured(c.result) for c in paper.claims},
+            "mlflow.note.content": _note(paper),
+        },
+    )
+    with tempfile.TemporaryDirectory() as together:  # one call instead of one per file
+        for name in INPUTS:
+            (Path(together) / name).symlink_to((folder / name).resolve())
+        client.log_artifacts(parent, together)
+    for method, shown, points in curves(measurements.read(folder / "measurements.parquet")):
+        child = start(method, **{"mlflow.parentRunId": parent, "method": method, "curves": shown})
+        finish(child, [Metric(name, value, began, step) for name, value, step in points])
+    # MLflow would show an infinite end as 1.8e308: it stays out, the tag measured.<claim> has it
+    finish(parent, [Metric(name, float(v), began, 0) for name, v in numbers.items() if v is not None and math.isfinite(v)])
+    return parent
 
-    table = measurements.read(folder / "measurements.parquet")
-    for method, rows in table.groupby("method", sort=False):
-        child = client.create_run(experiment, run_name=str(method), tags={"mlflow.parentRunId": run}).info.run_id
-        points = list(curves(rows, now))
-        for i in range(0, max(len(points), 1), 1000):  # log_batch takes at most 1000 metrics, 100 params and 100 tags
-            client.log_batch(child, points[i : i + 1000], params[:100] if i == 0 else [], tags(method=method) if i == 0 else [])
-        client.set_terminated(child)
-    client.set_terminated(run)
-    return str(run)
+
+def _measured(r: Any) -> str:
+    return f"{r.estimate:.4g} [{r.low:.4g}, {r.high:.4g}], wanted {r.criterion}: {r.quantity}"
+
+
+def _note(paper: PaperVerdicts) -> str:
+    """What the UI shows as the description of the run."""
+    arxiv = f"[arXiv:{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else ""
+    claims = "\n".join(f"- **{c.id}: {c.verdict}.** {c.says.strip()} ({c.reason})" for c in paper.claims)
+    return f"{paper.title} {arxiv}\n\nFidelity: {paper.fidelity}\n\n{claims}"
 
 
 def _name(text: str) -> str:
-    """A metric name of characters MLflow allows."""
-    return re.sub(r"[^\w\-. /:]", "_", text)[:240]
+    """A name of characters that MLflow allows (mlflow.utils.validation); '/' is kept for grouping charts in the UI."""
+    return re.sub(r"[^\w\-. :]", "_", text.replace("/", ":")).strip(" .")[:NAME_LENGTH] or "_"
 
 
-def curves(rows: pd.DataFrame, now: int) -> Iterator[Metric]:
-    """Mean over seeds and its 95 % interval of every metric and condition of one method, thinned.
+Point = tuple[str, float, int]  # metric, value, step
 
-    The step is x where x is a growing integer, else the index of the point. At most MOST_CURVES curves.
+
+def curves(table: pd.DataFrame) -> Iterator[tuple[str, str | None, list[Point]]]:
+    """The curves of each method: its name, what was left out, the points.
+
+    A curve is a metric under one combination of conditions, named 'metric' or 'metric/condition:value ...': the mean over
+    the finite values of the seeds, with ' low' and ' high' the ends of its 95 % interval (Student's t) and ' failed' the
+    number of seeds without a finite value, where there are any. The step is x if all x of the curve are integers, else
+    the index of the point, and then ' x' is logged beside it. Where every seed has x of its own, seeds are matched by
+    position. A condition that only labels seeds (more than MOST_CURVES values, one per seed) is averaged over.
+
+    Long curves are thinned at both linear and logarithmic spacing; of many, the first combinations of every metric stay.
     """
     import numpy as np
-    from mlflow.entities import Metric
+    from scipy.special import stdtrit
 
-    conditions = [c for c in rows.columns if c not in ("method", "seed", "x", "metric", "value")]
-    conditions = [c for c in conditions if rows[c].nunique() > 1 and rows[c].nunique() < len(rows) / 2]
-    for i, (key, part) in enumerate(rows.groupby(["metric", *conditions], dropna=False, sort=False)):
-        if i == MOST_CURVES:
-            return
-        label = ", ".join(f"{c}={v}" for c, v in zip(conditions, key[1:], strict=True) if v == v)
-        name = _name(key[0] + (f" / {label}" if label else ""))
-        wide = part.groupby("x")["value"].agg(["mean", "std", "count"])
-        keep = np.unique(np.linspace(0, len(wide) - 1, min(len(wide), MOST_POINTS)).astype(int))
-        wide = wide.iloc[keep]
-        x = wide.index.to_numpy(float)
-        steps = x.astype(int) if (x == x.astype(int)).all() and len(x) > 1 else np.arange(len(x))
-        half = 1.96 * wide["std"].fillna(0).to_numpy() / np.sqrt(wide["count"].to_numpy())
-        for step, mean, h in zip(steps.tolist(), wide["mean"].tolist(), half.tolist(), strict=True):
-            for suffix, value in (("", mean), (" low", mean - h), (" high", mean + h)):
-                if math.isfinite(value) and (h or not suffix):
-                    yield Metric(name + suffix, value, now, step)
+    conditions = [c for c in table.columns[5:] if table[c].nunique(dropna=False) > 1]
+    for c in list(conditions):
+        others = ["method", "metric", "seed", *(o for o in conditions if o != c)]
+        if table[c].nunique() > MOST_CURVES and table.groupby(others, dropna=False)[c].nunique().max() == 1:
+            conditions.remove(c)
+    keys = ["method", "metric", *conditions]
+    table = table.sort_values("x", kind="stable")
+    table = table.assign(curve=table.groupby(keys, dropna=False, sort=False).ngroup())
+
+    # choose the curves: of every method, the first combinations of each of its metrics
+    heads = table.drop_duplicates("curve")[[*keys, "curve"]].sort_values("curve")
+    total = heads.groupby("method")["curve"].transform("size")
+    heads = heads.assign(rank=heads.groupby(["method", "metric"]).cumcount(), total=total)
+    most = max(1, min(MOST_CURVES, MOST_VALUES // (3 * FEWEST_POINTS * heads["method"].nunique())))
+    heads = heads.sort_values(["rank", "curve"]).groupby("method", sort=False).head(most).sort_values("curve")
+    per_curve = max(2, min(MOST_POINTS, MOST_VALUES // (3 * len(heads))))
+    table = table[table["curve"].isin(heads["curve"])]
+
+    by = table.groupby("curve")
+    rows, seeds = by["x"].transform("size"), by["seed"].transform("nunique")
+    own = (rows < 1.5 * by["x"].transform("nunique")) & (rows >= 2 * seeds) & (seeds > 1)
+    value = table["value"].where(np.isfinite(table["value"]))
+    table = table.assign(value=value, at=table["x"].where(~own, table.groupby(["curve", "seed"]).cumcount()))
+    stats = table.groupby(["curve", "at"], dropna=False).agg(
+        x=("x", "mean"), mean=("value", "mean"), std=("value", "std"), count=("value", "count"), size=("value", "size")
+    )
+    half = stdtrit(np.maximum(stats["count"] - 1, 1), 0.975) * stats["std"] / np.sqrt(stats["count"])
+    stats = stats.assign(half=half.fillna(0), failed=stats["size"] - stats["count"])
+    of_curve = {curve: part for curve, part in stats.groupby("curve", sort=False)}
+
+    for method, part in heads.groupby("method", sort=False):
+        points: list[Point] = []
+        names: set[str] = set()
+        for head in part.to_dict("records"):
+            given = ((c, head[c]) for c in conditions if head[c] == head[c] and head[c] is not None)
+            label = _name(" ".join(f"{c}:{v:g}" if isinstance(v, float) else f"{c}:{v}" for c, v in given))
+            name = _name(head["metric"]) + (f"/{label}" if label != "_" else "")
+            name = name[:NAME_LENGTH] + (f" {len(names)}" if name[:NAME_LENGTH] in names else "")
+            names.add(name)
+            points += _points(name, of_curve[head["curve"]], per_curve)
+        left_out = int(part["total"].iloc[0]) - len(part)
+        yield str(method), f"{len(part)} of {len(part) + left_out}" if left_out else None, points
+
+
+def _points(name: str, stats: pd.DataFrame, most: int) -> Iterator[Point]:
+    import numpy as np
+
+    n = len(stats)
+    x = stats["x"].to_numpy(float)
+    integer = bool((np.abs(x) < 2**53).all() and (x == np.rint(x)).all()) and len(set(x.tolist())) == n
+    steps = x.astype(np.int64) if integer else np.arange(n)
+    keep = np.arange(n)
+    if n > most:
+        half = np.linspace(0, n - 1, most // 2), np.geomspace(1, n, most - most // 2) - 1
+        keep = np.unique(np.concatenate(half).round().astype(int))
+    mean, h, failed = (stats[c].to_numpy(float)[keep] for c in ("mean", "half", "failed"))
+    series = {"": mean}
+    if (h > 0).any():
+        series |= {" low": mean - h, " high": mean + h}
+    if failed.any():
+        series[" failed"] = failed
+    if not integer:
+        series[" x"] = x[keep]
+    for suffix, values in series.items():
+        for step, value in zip(steps[keep].tolist(), values.tolist(), strict=True):
+            if math.isfinite(value):
+                yield name + suffix, value, step
 
 
 def ui(results: Path, port: int, host: str = "127.0.0.1") -> None:
-    """Serve the MLflow UI of the local store on loopback until interrupted; replaces this process."""
-    import sys
-
+    """Serve the MLflow UI of the local store until interrupted, on loopback by default; replaces this process."""
     uri = default_uri(results)
-    if uri.startswith("http"):
-        raise AtlasError(f"MLFLOW_TRACKING_URI is the server {uri}: open it in a browser")
-    if uri.startswith("sqlite") and not Path(urlparse(uri).path[1:] if uri.startswith("sqlite:////") else uri[10:]).is_file():
+    if urlparse(uri).scheme in ("http", "https"):
+        raise AtlasError(f"MLFLOW_TRACKING_URI is the server {public(uri)}: open it in a browser")
+    if (database := sqlite_file(uri)) is not None and not database.is_file():
         raise AtlasError(f"there is nothing to show at {uri} yet: run snakemake first")
-    print(f"MLflow UI of {uri}: http://{host}:{port}", flush=True)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", host, "--port", str(port), "--workers", "1"]
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise AtlasError(f"cannot listen on {host}:{port} ({error.strerror}): choose another --port") from None
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    print(f"MLflow UI of {public(uri)}: http://{host}:{port}", flush=True)
+    store = ["--backend-store-uri", uri, "--artifacts-destination", (results.resolve() / "mlflow/artifacts").as_uri()]
+    command = [sys.executable, "-m", "mlflow", "server", *store, "--host", host, "--port", str(port), "--workers", "1"]
     os.execv(sys.executable, command)

@@ -1,23 +1,50 @@
-"""Overview figures of all claims: claimed against measured exponents and speedups, and the verdicts counted."""
+"""Overview of all claims: claimed against measured exponents and speedups, and the verdicts counted."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from atlas import files
 from atlas.claims import Result
-from atlas.figures.style import INK, RC, VERDICTS, nothing, save
+from atlas.figures.reading import Array, finite, kind_of
+from atlas.figures.style import (
+    INK,
+    RC,
+    SMALL,
+    SOFT,
+    TINT,
+    VERDICT_MARKERS,
+    VERDICTS,
+    nothing,
+    save,
+    tidy_ticks,
+)
 from atlas.verify import PaperVerdicts
 
-MARKERS = {"verified": "o", "refuted": "X", "inconclusive": "s", "undiscriminating": "D"}
+MOST_NAMES = 12  # with more refuted claims than these none is named
+SIZES = {"refuted": 7.5}  # an X looks smaller than a disc
+
+
+@dataclass
+class Point:
+    """A claimed number and what was measured."""
+
+    paper: str
+    verdict: str
+    claimed: float
+    measured: float
+    low: float
+    high: float
+    bound: str  # how the criterion bounds it: '<', '>' or '='
 
 
 def draw_overview(verdicts: list[PaperVerdicts], folder: Path) -> list[Path]:
@@ -25,106 +52,218 @@ def draw_overview(verdicts: list[PaperVerdicts], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     with mpl.rc_context(RC):
-        for name, function in (("exponents", exponents), ("speedups", speedups), ("verdicts", counts)):
-            figure = Figure(figsize=(7.5 if name == "verdicts" else 5.2, 4.6), dpi=110, layout="tight")
-            function(figure, verdicts)
+        for name, function, size in (
+            ("exponents", exponents, (6.0, 5.4)),
+            ("speedups", speedups, (6.0, 5.4)),
+            ("verdicts", counts, (7.2, 4.2)),
+        ):
+            figure = Figure(figsize=size, dpi=110)
+            title = function(figure, verdicts)
+            figure.text(0.015, 1 - 0.1 / size[1], title, fontsize=11, weight="bold", color=INK, va="top")
             with files.replacing(folder / f"{name}.svg") as path:
-                save(figure, path)
+                save(figure, path, title=title)
             paths.append(folder / f"{name}.svg")
     return paths
 
 
-def _results(verdicts: list[PaperVerdicts], kind: str) -> Iterator[tuple[str, str | None, Result]]:
-    """Every result of a kind, with its paper and verdict; groups and sides one by one."""
+def exponents(figure: Figure, verdicts: list[PaperVerdicts]) -> str:
+    points = [
+        Point(paper, verdict, r.claimed, r.estimate, r.low, r.high, _bound(r))
+        for paper, verdict, r in _results(verdicts, "rate")
+        if r.claimed is not None
+    ]
+    axes = figure.add_axes((0.11, 0.1, 0.86, 0.77))
+    if points:
+        _against(axes, points, log=False)
+    else:
+        nothing(axes, "no such claim yet")
+    axes.set(xlabel="claimed exponent", ylabel="measured exponent, 95 % interval")
+    return "Claimed and measured exponents of rates"
+
+
+def speedups(figure: Figure, verdicts: list[PaperVerdicts]) -> str:
+    points = []
+    for paper, verdict, r in _results(verdicts, "speedup"):
+        parts = list(r.groups.values()) or [r]
+        predicted = finite([v for p in parts for v in p.detail.get("predicted") or ()])
+        if len(np.unique(predicted.round(6))) > 1:  # a predicted ratio per run: shown at its median
+            claimed = float(np.median(predicted))
+            points.append(
+                Point(
+                    paper,
+                    verdict,
+                    claimed,
+                    r.estimate * claimed,
+                    r.low * claimed,
+                    r.high * claimed,
+                    _bound(r),
+                )
+            )
+        elif r.claimed:
+            points.append(Point(paper, verdict, r.claimed, r.estimate, r.low, r.high, _bound(r)))
+    points = [p for p in points if p.claimed > 0]
+    axes = figure.add_axes((0.11, 0.1, 0.86, 0.77))
+    if points:
+        _against(axes, points, log=True)
+    else:
+        nothing(axes, "no such claim yet")
+    axes.set(xlabel="claimed or predicted speedup", ylabel="measured speedup, 95 % interval")
+    return "Claimed and measured speedups"
+
+
+def _results(verdicts: list[PaperVerdicts], kind: str) -> Iterator[tuple[str, str, Result]]:
+    """Every result of a kind that has a verdict, with its paper; the sides of a phase count one by one."""
     for paper in verdicts:
         for claim in paper.claims:
-            for part in claim.result.groups.values() if claim.result.groups else [claim.result]:
-                if claim.kind == kind and np.isfinite(part.estimate):
-                    yield paper.paper, claim.verdict, part
+            sides = claim.result.groups.values() if claim.kind == "phase" else ()
+            for r in [claim.result] if claim.kind == kind else [s for s in sides if kind_of(s) == kind]:
+                if claim.verdict and not np.isnan(r.estimate):
+                    yield paper.paper, claim.verdict, r
 
 
-def _legend(axes: Axes, present: set[str | None]) -> None:
+def _bound(result: Result) -> str:
+    return "=" if "in [" in result.criterion else result.criterion[:1]
+
+
+def _against(axes: Axes, points: list[Point], log: bool) -> None:
+    """Claimed (x) against measured (y) with intervals; what lies far outside is an arrow at the edge."""
+    claimed, measured = (
+        np.array([getattr(p, key) for p in points], float) for key in ("claimed", "measured")
+    )
+    low, high = _limits(claimed, measured, log)
+    if log:
+        axes.set(xscale="log", yscale="log")
+    axes.set(xlim=(low, high), ylim=(low, high))
+    ends = np.array([low, high])
+    above = log or all(p.bound == ">" for p in points)  # a speedup is claimed as at least so much
+    axes.fill_between(ends, ends, high if above else low, **TINT)
+    axes.plot(ends, ends, color=INK, lw=0.9, ls=(0, (4, 2)), zorder=1)
+    side = ("at least", "on or above") if above else ("at most", "on or below")
+    text = f"tinted: where a claim of '{side[0]}' may lie, {side[1]} the line; hollow: any other claim"
+    axes.text(0.99, 0.015, text, transform=axes.transAxes, ha="right", fontsize=SMALL, color=SOFT)
+    order = ["verified", *list(VERDICTS)[:0:-1]]  # what is rare and matters comes on top
+    shifted = zip(points, _spread(claimed, measured, log), strict=True)
+    for p, move in sorted(shifted, key=lambda pair: order.index(pair[0].verdict)):
+        colour = VERDICTS[p.verdict][1]
+        x = p.claimed * np.exp(move * np.log(high / low)) if log else p.claimed + move * (high - low)
+        x, y, *bar = (float(np.clip(v, low, high)) for v in (x, p.measured, p.low, p.high))
+        axes.plot([x, x], bar, color=colour, lw=1.1, alpha=0.75, zorder=2)
+        away = "^" if p.measured > high else "v" if p.measured < low else None
+        shape = {"marker": away or VERDICT_MARKERS[p.verdict], "ms": SIZES.get(p.verdict, 5.5), "zorder": 3}
+        filled = p.bound == (">" if above else "<")
+        edge = {"mew": 0.5, "mec": "white"} if filled else {"mew": 1.3, "mec": colour, "mfc": "white"}
+        axes.plot([x], [y], color=colour, clip_on=False, **shape, **edge)  # type: ignore[arg-type]
+    _name(axes, [p for p in points if p.verdict == "refuted"], low, high)
+    counted = {v: sum(p.verdict == v for p in points) for v in VERDICTS}
     for verdict, (mark, colour) in VERDICTS.items():
-        if verdict in present:
-            axes.scatter([], [], color=colour, marker=MARKERS[verdict], s=22, label=f"{mark} {verdict}")
-    axes.legend(loc="upper left", fontsize=7)
+        if counted[verdict]:
+            label = f"{mark} {verdict} ({counted[verdict]})"
+            axes.plot(
+                [],
+                [],
+                color=colour,
+                marker=VERDICT_MARKERS[verdict],
+                ms=SIZES.get(verdict, 5.5),
+                ls="",
+                mec="white",
+                label=label,
+            )
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, columnspacing=1.0, handletextpad=0.2)
+    tidy_ticks(axes)
 
 
-def _against(axes: Axes, rows: list[tuple[str, str | None, float, Result]]) -> None:
-    """Claimed (x) against measured (y) with intervals."""
-    for i, (_, verdict, claimed, r) in enumerate(rows):
-        colour = VERDICTS[verdict or "inconclusive"][1]
-        x = claimed * (1 + 0.006 * (i % 5 - 2))  # claims of the same exponent stand side by side
-        ends = [v if np.isfinite(v) else r.estimate for v in (r.low, r.high)]
-        axes.plot([x, x], ends, color=colour, lw=1, alpha=0.7)
-        axes.scatter([x], [r.estimate], color=colour, marker=MARKERS[verdict or "inconclusive"], s=22, zorder=3, lw=0.5, ec="white")
-    _legend(axes, {verdict for _, verdict, *_ in rows})
+def _limits(claimed: Array, measured: Array, log: bool) -> tuple[float, float]:
+    """The range of the claimed numbers, and of the measured ones that are not far from it."""
+    if log:
+        claimed, measured = np.log(np.append(claimed, [1.0, 2.0])), np.log(measured[measured > 0])
+    low, high = claimed.min(), claimed.max()
+    room = max(0.5 * (high - low), 1.0)
+    near = measured[np.isfinite(measured) & (measured > low - room) & (measured < high + room)]
+    low, high = min([low, *near]), max([high, *near])
+    pad = 0.06 * (high - low) or 0.5
+    return (
+        (float(np.exp(low - pad)), float(np.exp(high + pad)))
+        if log
+        else (float(low - pad), float(high + pad))
+    )
 
 
-def exponents(figure: Figure, verdicts: list[PaperVerdicts]) -> None:
-    axes = figure.subplots()
-    rows = [(p, v, r.claimed, r) for p, v, r in _results(verdicts, "rate") if r.claimed is not None]
-    axes.set_title("Claimed and measured exponents of rates", fontsize=10, loc="left")
-    if not rows:
-        nothing(axes, "no such claim yet")
-        return
-    _against(axes, rows)
-    values = [c for _, _, c, _ in rows] + [r.estimate for *_, r in rows]
-    low, high = min(values) - 0.2, max(values) + 0.2
-    axes.plot([low, high], [low, high], color=INK, lw=0.8, ls="--")
-    axes.fill_between([low, high], [low, high], low, color="#009E73", alpha=0.07, lw=0)
-    axes.text(0.98, 0.03, "shaded: an upper bound O(.) holds", transform=axes.transAxes, ha="right", fontsize=7, color=INK)
-    axes.set(xlim=(low, high), ylim=(low, high), xlabel="claimed exponent", ylabel="measured exponent, 95 % interval")
+def _spread(claimed: Array, measured: Array, log: bool) -> Array:
+    """Shifts, as parts of the axis, that set claims of the same number side by side."""
+    scale = np.log(claimed) if log else claimed
+    width = float(np.ptp(scale)) or 1.0
+    group = np.round(scale / width, 2)
+    shift = np.zeros(len(claimed))
+    for value in np.unique(group):
+        same = np.flatnonzero(group == value)
+        same = same[np.argsort(measured[same], kind="stable")]
+        step = min(0.008, 0.03 / len(same))
+        shift[same] = step * (np.arange(len(same)) - (len(same) - 1) / 2)
+    return shift
 
 
-def speedups(figure: Figure, verdicts: list[PaperVerdicts]) -> None:
-    axes = figure.subplots()
-    axes.set_title("Claimed and measured speedups", fontsize=10, loc="left")
-    rows: list[tuple[str, str | None, float, Result]] = []
-    for paper, verdict, r in _results(verdicts, "speedup"):
-        predicted = np.asarray(r.detail.get("predicted") or [r.claimed or np.nan], float)
-        ratio = np.asarray(r.detail.get("ratio") or [r.estimate], float)
-        if len(np.unique(predicted.round(6))) > 1:  # a predicted ratio per run: show it at its median
-            scale = float(np.median(predicted))
-            r = r.model_copy(update={"estimate": float(np.median(ratio)), "low": r.low * scale, "high": r.high * scale})
-            rows.append((paper, verdict, scale, r))
-        elif r.claimed:
-            rows.append((paper, verdict, r.claimed, r))
-    if not rows:
-        nothing(axes, "no such claim yet")
-        return
-    _against(axes, rows)
-    values = [v for _, _, c, r in rows for v in (c, r.estimate) if v > 0]
-    low, high = min([0.8, *values]) * 0.9, max([2.0, *values]) * 1.3
-    axes.plot([low, high], [low, high], color=INK, lw=0.8, ls="--")
-    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), xlabel="claimed or predicted speedup")
-    axes.set_ylabel("measured speedup, 95 % interval")
+def _name(axes: Axes, points: list[Point], low: float, high: float) -> None:
+    """Name the refuted claims if they are few, unless a name would cover another."""
+    taken: list[tuple[float, float]] = []
+    to_axes = axes.transData + axes.transAxes.inverted()
+    for p in points if len(points) <= MOST_NAMES else ():
+        x, y = to_axes.transform((p.claimed, np.clip(p.measured, low, high)))
+        if all(abs(y - b) > 0.025 or abs(x - a) > 0.4 for a, b in taken):
+            taken.append((x, y))
+            x, side = (x - 0.02, "right") if x > 0.7 else (x + 0.02, "left")
+            style = {"fontsize": SMALL, "color": SOFT, "va": "center", "ha": side}
+            axes.text(x, y, p.paper, transform=axes.transAxes, **style)  # type: ignore[arg-type]
 
 
-def counts(figure: Figure, verdicts: list[PaperVerdicts]) -> None:
-    left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [8, 3]})
-    rows = pd.DataFrame([
-        {"family": p.family, "fidelity": p.fidelity, "verdict": c.verdict} for p in verdicts for c in p.claims if c.verdict
-    ])  # fmt: skip
-    for axes, column in ((left, "family"), (right, "fidelity")):
-        axes.set_title(f"Claims by {column}", fontsize=10, loc="left")
+def counts(figure: Figure, verdicts: list[PaperVerdicts]) -> str:
+    rows = pd.DataFrame(
+        [(p.family, p.fidelity, c.verdict) for p in verdicts for c in p.claims if c.verdict],
+        columns=["family", "fidelity", "verdict"],
+    )
+    boxes = {"family": (0.16, 0.13, 0.44, 0.68), "fidelity": (0.71, 0.13, 0.27, 0.68)}
+    for column, box in boxes.items():
+        axes = figure.add_axes(box)
+        axes.set_title(f"by {column}", fontsize=8.5, loc="left", color=INK)
         if rows.empty:
             nothing(axes, "no verdict yet")
             continue
-        table = rows.groupby([column, "verdict"]).size().unstack(fill_value=0).reindex(columns=list(VERDICTS), fill_value=0)
-        bottom = np.zeros(len(table))
-        for verdict, (mark, colour) in VERDICTS.items():
-            height = table[verdict].to_numpy()
-            axes.bar(table.index, height, bottom=bottom, color=colour, label=f"{mark} {verdict}", width=0.7, ec="white")
-            for x, (h, b) in enumerate(zip(height, bottom, strict=True)):
-                if h:
-                    axes.text(x, b + h / 2, f"{mark} {h}", ha="center", va="center", fontsize=7, color="white")
-            bottom += height
-        axes.tick_params(axis="x", rotation=35, labelsize=8)
-        for text in axes.get_xticklabels():
-            text.set_horizontalalignment("right")
-        axes.yaxis.get_major_locator().set_params(integer=True)
-    left.set_ylabel("claims")
+        table = pd.crosstab(rows[column], rows["verdict"]).reindex(columns=list(VERDICTS), fill_value=0)
+        table = table.reindex(["exact", "scaled", "proxy"], fill_value=0) if column == "fidelity" else table
+        _bars(axes, table, box[2] * figure.get_figwidth())
     if not rows.empty:
-        left.legend(fontsize=7)
-    sns.despine(figure)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="upper left", bbox_to_anchor=(0.005, 0.92), ncols=4, columnspacing=1.2
+        )
+    papers = rows.shape[0] and sum(any(c.verdict for c in p.claims) for p in verdicts)
+    return f"Verdicts on {len(rows)} claims of {papers} papers"
+
+
+def _bars(axes: Axes, table: pd.DataFrame, inches: float) -> None:
+    """Stacked horizontal bars, each part with its mark and number where they fit in axes `inches` wide."""
+    left = np.zeros(len(table))
+    most = float(table.sum(axis=1).max())
+    y = np.arange(len(table))
+    for verdict, (mark, colour) in VERDICTS.items():
+        width = table[verdict].to_numpy(float)
+        axes.barh(
+            y, width, left=left, color=colour, label=f"{mark} {verdict}", height=0.68, ec="white", lw=0.8
+        )
+        for row, (w, start) in enumerate(zip(width, left, strict=True)):
+            room = w / most * inches
+            text = (
+                f"{mark} {w:.0f}"
+                if room > 0.3
+                else f"{w:.0f}"
+                if room > 0.07 * len(f"{w:.0f}") + 0.02
+                else ""
+            )
+            axes.text(start + w / 2, row, text, ha="center", va="center", fontsize=SMALL, color=INK)
+        left += width
+    axes.set_yticks(y, [str(name) for name in table.index])
+    axes.set_ylim(max(len(table), 4) - 0.5, -0.5)
+    axes.set_xlim(0, most * 1.02 or 1)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set_xlabel("claims")

@@ -1,247 +1,335 @@
-"""One panel per claim kind: draws a Result (blue, or one colour per group) and its controls (grey)."""
+"""One panel per claim kind, all in the same grammar.
+
+The claim is blue (or has a colour and marker per group), its controls are grey crosses, what the test asks
+for is a tinted region, the paper's own number is dashed, intervals are bars.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
 
 from atlas.claims import Result
-from atlas.figures.style import COLOURS, GREY, INK, MARKERS, nothing, number
+from atlas.figures.curves import curve, reference, scales, until
+from atlas.figures.reading import (
+    MOST_GROUPS,
+    MOST_POINTS,
+    Array,
+    Results,
+    curves_of,
+    finite,
+    kind_of,
+    left_out,
+    names,
+    numbers,
+    parts,
+    points,
+    scalar,
+    thin,
+    wanted,
+)  # fmt: skip
+from atlas.figures.rows import draw_rows, make_rows
+from atlas.figures.style import (
+    CLAIMED,
+    COLOURS,
+    GREY,
+    INK,
+    MARKERS,
+    SMALL,
+    SOFT,
+    TINT,
+    WANTED,
+    nothing,
+    number,
+    pretty,
+)
 
-Results = Sequence[Result]
-MOST_GROUPS = 5
-
-
-def parts(result: Result) -> dict[str, Result]:
-    """The groups of a result (at most MOST_GROUPS, ends kept), or itself under the empty name."""
-    groups = result.groups or {"": result}
-    names = list(groups)
-    keep = sorted({round(i) for i in np.linspace(0, len(names) - 1, min(len(names), MOST_GROUPS))})
-    return {names[i]: groups[names[i]] for i in keep}
-
-
-def finite(values: object) -> np.ndarray:
-    array = np.asarray(values, float)
-    return array[np.isfinite(array)]
-
-
-def curve(axes: Axes, result: Result, colour: str, marker: str, label: str, zorder: int = 3) -> None:
-    d = result.detail
-    if not d.get("x"):
-        return
-    x, mean, low, high = (np.asarray(d[k], float) for k in ("x", "mean", "low", "high"))
-    axes.fill_between(x, np.maximum(low, 1e-300), high, color=colour, alpha=0.18, lw=0, zorder=zorder - 1)
-    axes.plot(
-        x, mean, color=colour, marker=marker, ms=3, lw=1.1, label=label, zorder=zorder, markevery=max(1, len(x) // 12)
-    )
-
-
-def reference(axes: Axes, result: Result, exponential: bool) -> None:
-    """The claimed slope, dashed, anchored at the fit in the middle of the tail and shifted up a little."""
-    d = result.detail
-    if "tail" not in d or result.claimed is None:
-        return
-    x = np.geomspace(*d["tail"], 20) if not exponential and d["tail"][0] > 0 else np.linspace(*d["tail"], 20)
-    u = x if exponential else np.log(x)
-    middle = u.mean()
-    log = d.get("log_power", 0.0) * np.log(np.log(x)) if d.get("log_power") else 0.0
-    y = d["intercept"] + d["slope"] * middle + result.claimed * (u - middle) + log
-    axes.plot(x, np.exp(np.minimum(y, 690)) * 1.6, color=INK, ls="--", lw=1, zorder=5, label=f"claimed slope {result.claimed:g}")
+MOST_SIDES, SIDE = 3, 1.3  # sides of a phase that are drawn, and the inches each gets
+RIVALS = [(0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (7, 2))]  # line styles
 
 
 def rate(axes: Axes, result: Result, controls: Results, exponential: bool = False) -> None:
-    for control in controls:
-        for i, part in enumerate(parts(control).values()):
-            curve(axes, part, GREY, "x", "control" if i == 0 else "_", zorder=1)
     shown = parts(result)
+    if not curves_of([*shown.values(), *controls]):
+        return nothing(axes, "no curve")
+    if exponential:  # the straight part, not the floor that rounding puts under it
+        ends = finite([v for part in shown.values() for v in numbers(part.detail.get("tail"))])
+        end = 1.25 * float(ends.max()) if len(ends) else np.inf
+        shown = {name: until(part, end) for name, part in shown.items()}
+        controls = [until(control, end) for control in controls]
+    scales(axes, list(shown.values()), controls, logx=not exponential, logy=True)
+    for control in controls:
+        curve(axes, control, GREY, "x")
     for i, (name, part) in enumerate(shown.items()):
-        curve(axes, part, COLOURS[i % 6], MARKERS[i % 6], name or "measured")
-    for part in list(shown.values())[-1:] if exponential else list(shown.values())[:1]:
-        reference(axes, part, exponential)
-    axes.set_yscale("log")
-    if not exponential:
-        axes.set_xscale("log")
-    _clip(axes, [*shown.values(), *controls])
-    axes.set_ylabel(_metric(result))
-    axes.set_xlabel(result.quantity.rsplit(" on ", 1)[-1].removeprefix("log(").removesuffix(")"))
+        curve(axes, part, COLOURS[i], MARKERS[i], name)
+    if result.quantity.startswith("order"):
+        axes.set(ylabel=result.quantity.rpartition("e = ")[2], xlabel="x" + left_out(result))
+        return
+    reference(axes, result, exponential, tint=not result.groups)
+    axes.set_ylabel(_logged(result) or result.quantity)
+    x = result.quantity.rpartition(" on ")[2].removeprefix("log(").removesuffix(")")
+    axes.set_xlabel(x + left_out(result))
 
 
 def linear_rate(axes: Axes, result: Result, controls: Results) -> None:
     rate(axes, result, controls, exponential=True)
 
 
-def _clip(axes: Axes, results: Results) -> None:
-    """Keep diverging controls from squeezing the claim: the range of what was claimed, and some more."""
-    values = np.concatenate([finite(p.detail.get("mean", [])) for r in results[:1] for p in [r, *parts(r).values()]] + [np.empty(0)])
-    every = np.concatenate([finite(p.detail.get("mean", [])) for r in results for p in [r, *parts(r).values()]] + [np.empty(0)])
-    values, every = values[values > 0], every[every > 0]
-    if len(values) and len(every):
-        axes.set_ylim(max(every.min(), values.min() * 1e-3) / 2, min(every.max(), max(values.max() * 1e3, 1e-300)) * 3)
-
-
-def _metric(result: Result) -> str:
-    text = result.quantity
-    return text.split("log(", 1)[1].split(")")[0] if "log(" in text else text
-
-
-def speedup(axes: Axes, result: Result, controls: Results) -> None:
-    """Predicted against measured ratio of each run, or their distribution where a single factor is claimed."""
-    predicted, _ = _ratios(result)
-    if not len(predicted):
-        nothing(axes, "no run")
-        return
-    if len(np.unique(predicted.round(6))) > 1:
-        for r, colour, marker, name in [(c, GREY, "x", "control") for c in controls] + [(result, COLOURS[0], "o", "measured")]:
-            axes.scatter(*_ratios(r), s=10, color=colour, marker=marker, alpha=0.6, label=name, lw=0.8)
-        ends = np.array([min(predicted.min(), 1.0), predicted.max()])
-        axes.plot(ends, ends, color=INK, ls="--", lw=1, label="predicted = measured")
-        axes.set(xscale="log", yscale="log", xlabel="predicted speedup", ylabel="measured speedup")
-        return
-    rows = [(result, COLOURS[0], "o", "claim")] + [(c, GREY, "x", "control") for c in controls]
-    rng = np.random.default_rng(0)
-    for y, (r, colour, marker, _) in enumerate(rows):
-        ratio = finite(r.detail.get("ratio", []))
-        axes.scatter(ratio, y + rng.uniform(-0.15, 0.15, len(ratio)), s=9, color=colour, marker=marker, alpha=0.5, lw=0.8)
-        _interval(axes, r, y, colour)
-    if result.claimed:
-        axes.axvline(result.claimed, color=INK, ls="--", lw=1, label=f"claimed {number(result.claimed)}x")
-    axes.axvline(1, color=GREY, lw=0.8)
-    axes.set_xscale("log")
-    _names(axes, [name for *_, name in rows])
-    axes.set_xlabel("speedup (slow / fast)")
-
-
-def _ratios(result: Result) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and measured ratios of all runs of all groups."""
-    found = list(result.groups.values()) or [result]
-    return tuple(np.array([v for r in found for v in r.detail.get(key, [])], float) for key in ("predicted", "ratio"))  # type: ignore[return-value]
-
-
-def _interval(axes: Axes, r: Result, y: float, colour: str) -> None:
-    if not np.isfinite(r.estimate):
-        axes.text(0.98, y, f"{number(r.estimate)}: every run failed", transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=7, color=colour)
-        return
-    low, high = axes.get_xlim()
-    ends = np.clip([r.low, r.high], min(low, r.estimate), max(high, r.estimate))
-    axes.plot(ends, [y, y], color=colour, lw=2.2, solid_capstyle="butt", zorder=4)
-    axes.plot([r.estimate], [y], marker="D", ms=5, color=colour, mec="white", zorder=5)
-
-
-def _names(axes: Axes, names: Sequence[str]) -> None:
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
-
-
-def comparison(axes: Axes, result: Result, controls: Results) -> None:
-    rows = [(name or "claim", part, COLOURS[0], "o") for name, part in parts(result).items()]
-    rows = [(f"over {n}" if n != "claim" else f"over {p.detail.get('names', ['', 'baseline'])[1]}", p, c, m) for n, p, c, m in rows]
-    rows += [("control", p, GREY, "x") for control in controls for p in parts(control).values()]
-    rng = np.random.default_rng(0)
-    share = "share of" in result.quantity
-    for y, (_, part, colour, marker) in enumerate(rows):
-        values = finite(part.detail.get("differences", []))
-        if not share and "(relative)" not in part.quantity:
-            axes.scatter(values, y + rng.uniform(-0.18, 0.18, len(values)), s=8, color=colour, marker=marker, alpha=0.45, lw=0.8)
-        _interval(axes, part, y, colour)
-    axes.axvline(0, color=INK, lw=0.8)
-    margin = float(result.criterion.split(">")[-1]) if ">" in result.criterion else 0.0
-    if margin:
-        axes.axvline(margin, color=INK, ls="--", lw=1, label=f"margin {margin:g}")
-    _names(axes, [name for name, *_ in rows])
-    axes.set_xlabel("share of the gain" if share else "gain (positive: the method is better)")
+def _logged(result: Result) -> str:
+    """The metric of 'slope of log(metric) on x'."""
+    left = result.quantity.rpartition(" on ")[0]
+    return left.partition("log(")[2].removesuffix(")")
 
 
 def scaling(axes: Axes, result: Result, controls: Results) -> None:
+    """The measured points, the fitted forms, and the controls, scaled to start where the claim starts."""
+    shown = parts(result)
+    found = curves_of(shown.values())
+    if not found:
+        return nothing(axes, "no curve")
+    start = found[0][1][0]
+    moved = []
     for control in controls:
-        for part in parts(control).values():
-            curve(axes, part, GREY, "x", "control", zorder=1)
-    for i, (name, part) in enumerate(parts(result).items()):
-        curve(axes, part, COLOURS[i], MARKERS[i], name or "measured")
-        if i == 0:
-            for j, (form, y) in enumerate(part.detail.get("forms", {}).items()):
-                style = "--" if form == part.detail.get("claimed") else ":"
-                colour = INK if style == "--" else COLOURS[1 + j % 5]
-                axes.plot(part.detail["form_x"], y, ls=style, lw=1.2, color=colour, label=f"{'claimed' if style == '--' else 'rival'}: {form}", zorder=4)
-    values = finite([v for p in [result, *controls] for q in parts(p).values() for v in q.detail.get("mean", [])])
-    x = finite([v for q in parts(result).values() for v in q.detail.get("x", [])])
-    if len(values) and values.min() > 0 and values.max() / values.min() > 8:
-        axes.set_yscale("log")
-        _clip(axes, [result, *controls])
-    if len(x) and x.min() > 0 and x.max() / x.min() > 20:
-        axes.set_xscale("log")
-    axes.set_xlabel("x")
+        own = points(control)
+        ratio = start / own[1][0] if own is not None and own[1][0] else np.nan
+        moved.append(ratio if np.isfinite(ratio) and ratio > 0 and not 0.8 < ratio < 1.25 else 1.0)
+    scaled = [
+        c.model_copy(update={"detail": _times(c, factor)}) for c, factor in zip(controls, moved, strict=True)
+    ]
+    scales(axes, list(shown.values()), scaled, None, None)
+    for control, factor in zip(scaled, moved, strict=True):
+        curve(axes, control, GREY, "x", "control, scaled to the same start" if factor != 1 else "")
+    for i, (name, part) in enumerate(shown.items()):
+        curve(axes, part, COLOURS[i], MARKERS[i], name)
+    d = result.detail
+    x, forms = numbers(d.get("form_x", d.get("x"))), d.get("forms")
+    fits = {form: numbers(y) for form, y in forms.items()} if isinstance(forms, dict) else {}
+    fits = {form: y for form, y in fits.items() if len(y) == len(x)}
+    for i, form in enumerate(sorted(fits, key=lambda form: form != d.get("claimed"))):
+        if form == d.get("claimed"):
+            axes.plot(x, fits[form], **CLAIMED, label=f"claimed form: {form}")
+        else:
+            axes.plot(
+                x, fits[form], ls=RIVALS[i % 4], lw=1.3, color=COLOURS[1], zorder=4, label=f"rival: {form}"
+            )
+    axes.set_xlabel("x" + left_out(result))
+
+
+def _times(control: Result, factor: float) -> dict[str, object]:
+    curve = {key: (numbers(control.detail.get(key)) * factor).tolist() for key in ("mean", "low", "high")}
+    return {**control.detail, **curve}
+
+
+def speedup(axes: Axes, result: Result, controls: Results) -> None:
+    """Predicted against measured ratio per run, or the ratios alone where a single factor is claimed."""
+    if len(np.unique(finite(_ratios(result)[0]).round(6))) > 1:
+        return _predicted(axes, result, controls)
+    rows = make_rows(
+        result,
+        controls,
+        values=lambda r: finite(r.detail.get("ratio")),
+        name=lambda key, r: key or " over ".join(reversed(names(r, ("fast", "slow")))),
+    )
+    claimed = [v for v in finite([result.claimed]) if v > 0]
+    draw_rows(axes, rows, log=True, always=[1.0, *claimed])
+    axes.axvline(1, color=INK, lw=0.8, zorder=1)
+    for value in claimed:
+        axes.axvline(value, **CLAIMED)
+    axes.set_xlabel(f"speedup: cost of the slow over the fast method{left_out(result)}")
+
+
+def _predicted(axes: Axes, result: Result, controls: Results) -> None:
+    own = _ratios(result)
+    if not own.size:
+        return nothing(axes, "no run")
+    low, high = min(own.min(), 1.0) / 1.08, max(own.max(), 1.0) * 1.08
+    ends = np.array([low, high])
+    ask = wanted(result.criterion)
+    lower, upper = ends * max(ask[0], 0.0), ends * ask[1] if np.isfinite(ask[1]) else np.full(2, high)
+    axes.fill_between(ends, lower, upper, **TINT)
+    axes.plot(ends, ends, **CLAIMED)
+    x, y = thin(own.T, 2 * MOST_POINTS).T
+    axes.scatter(x, y, s=11, color=COLOURS[0], alpha=0.6, lw=0, zorder=3)
+    for control in controls:
+        x, y = thin(_ratios(control).T, 2 * MOST_POINTS).T
+        axes.scatter(x, y, s=11, color=GREY, marker="x", alpha=0.6, lw=0.8, zorder=2)
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+    axes.set(xlabel="predicted speedup", ylabel="measured speedup")
+
+
+def _ratios(result: Result) -> Array:
+    """Predicted and measured ratio (2, runs) of the runs of all groups that have both."""
+    pairs = [np.empty((2, 0))]
+    for r in list(result.groups.values()) or [result]:
+        predicted, ratio = numbers(r.detail.get("predicted")), numbers(r.detail.get("ratio"))
+        if len(predicted) == len(ratio):
+            pairs.append(np.stack([predicted, ratio]))
+    both = np.concatenate(pairs, axis=1)
+    return both[:, (both > 0).all(0) & np.isfinite(both).all(0)]
+
+
+def comparison(axes: Axes, result: Result, controls: Results) -> None:
+    """The paired differences, per baseline."""
+    share, relative = "share of" in result.quantity, "(relative)" in result.quantity
+
+    def values(r: Result) -> Array:
+        difference, baseline = finite(r.detail.get("differences")), finite(r.detail.get("baseline"))
+        if not relative:
+            return difference[:0] if share else difference
+        return difference / abs(baseline.mean()) if len(baseline) and baseline.mean() else difference[:0]
+
+    def name(key: str, r: Result) -> str:
+        other = names(r, ("", "the baseline"))[1]
+        return f"over {other}" if key in ("", other) else key
+
+    draw_rows(axes, make_rows(result, controls, values, name), always=[0.0])
+    axes.axvline(0, color=INK, lw=0.8, zorder=1)
+    metric, what = result.quantity.partition(": ")[0], "relative gain" if relative else "gain"
+    method = names(result, ("the method", ""))[0]
+    better = f"(> 0: {method} is better)".replace(" ", "\u00a0")  # stays on one line
+    text = f"share of the gain in {metric}" if share else f"{what} in {metric} {better}"
+    axes.set_xlabel(text + left_out(result))
 
 
 def equality(axes: Axes, result: Result, controls: Results) -> None:
-    rows = [(name or "claim", part, COLOURS[0], "o") for name, part in parts(result).items()]
-    rows += [("control", part, GREY, "x") for control in controls for part in parts(control).values()]
-    tolerance = next((p.detail["tolerance"] for _, p, *_ in rows if "tolerance" in p.detail), None)
-    largest = any(p.detail.get("statistic") == "max" for _, p, *_ in rows)
-    rng = np.random.default_rng(0)
-    for y, (_, part, colour, marker) in enumerate(rows):
-        values = finite(part.detail.get("values", []))
-        center = part.detail.get("value", 0.0)
-        shown = np.maximum(np.abs(values - center), 1e-18) if largest else values
-        axes.scatter(shown, y + rng.uniform(-0.18, 0.18, len(shown)), s=8, color=colour, marker=marker, alpha=0.45, lw=0.8)
-        if largest and np.isfinite(part.estimate):
-            axes.plot([max(part.estimate, 1e-18)], [y], marker="D", ms=6, color=colour, mec="white", zorder=5)
-        elif not largest:
-            _interval(axes, part, y, colour)
-    if largest:
-        axes.set_xscale("log")
-    if tolerance is not None:
-        center = result.detail.get("value", 0.0) if not largest else 0.0
-        for edge in (tolerance,) if largest else (center - tolerance, center + tolerance):
-            axes.axvline(edge, color=INK, ls="--", lw=1)
-    _names(axes, [name for name, *_ in rows])
-    axes.set_xlabel("deviation (dashed: tolerance)" if largest else "value (dashed: tolerance)")
+    """The deviations on a logarithmic axis, or the values whose mean is tested."""
+    if result.detail.get("statistic", "max") != "max":
+        rows = make_rows(result, controls, values=lambda r: finite(r.detail.get("values")))
+        draw_rows(axes, rows, always=[_centre(result)])
+        axes.axvline(_centre(result), **CLAIMED)
+        axes.set_xlabel(result.quantity + left_out(result))
+        return
+    tolerance = scalar(result.detail, "tolerance")
+    rows = make_rows(result, controls, lambda r: np.abs(finite(r.detail.get("values")) - _centre(r)))
+    positive = finite([tolerance, *(v for row in rows for v in row.values)])
+    floor = float(positive[positive > 0].min(initial=1.0)) / 10
+    for row in rows:  # an exact zero has no place on a logarithmic axis: it stands at the left edge
+        r = row.result
+        row.note = "exactly 0" if r.estimate == 0 else f"largest {number(r.estimate)}"
+        row.values = np.maximum(row.values, floor)
+        row.result = r.model_copy(
+            update={key: max(getattr(r, key), floor) for key in ("estimate", "low", "high")}
+        )
+    draw_rows(axes, rows, log=True, span=(0.0, tolerance if np.isfinite(tolerance) else np.inf))
+    axes.set_xlabel("deviation: " + result.quantity.removeprefix("largest ") + left_out(result))
+
+
+def _centre(result: Result) -> float:
+    value = scalar(result.detail, "value")
+    return value if np.isfinite(value) else 0.0
 
 
 def bound(axes: Axes, result: Result, controls: Results) -> None:
-    rows = [(name or "claim", part, COLOURS[0]) for name, part in parts(result).items()]
-    rows += [("control", part, GREY) for control in controls for part in parts(control).values()]
-    axes.set_xlim(-0.03, 1.03)
-    for y, (_, part, colour) in enumerate(rows):
-        axes.barh(y, part.estimate, height=0.5, color=colour, alpha=0.35, lw=0)
-        _interval(axes, part, y, colour)
-        d = part.detail
-        if "instances" in d:
-            axes.text(0.5, y - 0.36, f"{d['violations']} of {d['instances']} violate", ha="center", fontsize=7, color=INK)
-    if result.claimed:
-        axes.axvline(result.claimed, color=INK, ls="--", lw=1, label=f"claimed at most {number(result.claimed)}")
-    _names(axes, [name for name, *_ in rows])
-    axes.set_xlabel("fraction of instances that violate the bound")
+    """The fraction that violates; below it, for a single claim, by how much the bound is kept or broken."""
+    quantiles = finite(result.detail.get("quantiles"))
+    rounding = (
+        result.estimate == 0 and quantiles.max(initial=-1.0) > 0
+    )  # only the slack of the test says it holds
+    if result.groups or len(controls) > 2 or len(quantiles) != 7 or rounding:
+        return violations(axes, result, controls)
+    axes.set_axis_off()
+    violations(axes.inset_axes((0, 0.54, 1, 0.46)), result, controls)
+    _margins(axes.inset_axes((0, 0, 1, 0.2)), [result, *controls])
+
+
+def violations(axes: Axes, result: Result, controls: Results) -> None:
+    rows = make_rows(result, controls)
+    for row in rows:
+        d = row.result.detail
+        if {"violations", "instances"} <= set(d):
+            row.note = f"{d['violations']} of {d['instances']} violate"
+    draw_rows(axes, rows, limits=(-0.03, 1.03))
+    for claimed in finite([result.claimed]):
+        if 0 < claimed < 1:
+            axes.axvline(claimed, **CLAIMED)
+    axes.set_xlabel(result.quantity.replace("fraction of instances", "fraction") + left_out(result))
+
+
+def _margins(axes: Axes, results: Results) -> None:
+    """Boxes of the excess over the bound: range, 5 to 95 %, median."""
+    boxes = [finite(r.detail.get("quantiles")) for r in results]
+    own, other = np.append(boxes[0], 0.0), finite([v for box in boxes[1:] for v in box])
+    low, high = own.min(), own.max()
+    room = 1.5 * (high - low) or 1.0
+    if len(other):
+        low, high = max(min(low, other.min()), low - room), min(max(high, other.max()), high + room)
+    pad = 0.06 * (high - low) or 1.0
+    low, high = low - pad, high + pad
+    axes.axvspan(low, 0, **TINT)
+    axes.axvline(0, color=WANTED, lw=0.8)
+    for y, box in enumerate(boxes):
+        if len(box) != 7:
+            continue
+        colour, marker = (GREY, "X") if y else (COLOURS[0], "D")
+        inside = np.clip(box, low, high)
+        axes.plot(inside[[0, 6]], [y, y], color=colour, lw=1)
+        axes.plot(inside[[1, 5]], [y, y], color=colour, lw=4, solid_capstyle="butt")
+        if low < box[3] < high:
+            axes.plot([box[3]], [y], marker=marker, ms=5, color=colour, mec="white", mew=0.7)
+        for outside, edge, arrow in ((box[0] < low, low, "<"), (box[6] > high, high, ">")):
+            if outside:
+                axes.plot([edge], [y], marker=arrow, ms=5, color=colour, clip_on=False)
+    axes.set(xlim=(low, high), ylim=(len(boxes) - 0.4, -0.6), yticks=[])
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    axes.set_xlabel("excess over the bound: median, 5–95 %, range")
 
 
 def phase(axes: Axes, result: Result, controls: Results) -> None:
-    """Curves if both sides have them; else each side's estimate and what was asked of it, in words."""
-    sides = {name: (part if not part.groups else min(part.groups.values(), key=lambda r: r.outcome != part.outcome)) for name, part in result.groups.items()}
-    if sides and all(p.detail.get("x") for p in sides.values()):
-        for control in controls:
-            for part in control.groups.values():
-                curve(axes, part, GREY, "x", "_", zorder=1)
-        for i, (name, part) in enumerate(sides.items()):
-            curve(axes, part, COLOURS[i % 6], MARKERS[i % 6], name)
-        values = finite([v for p in sides.values() for v in p.detail["mean"]])
-        x = finite([v for p in sides.values() for v in p.detail["x"]])
-        if len(values) and values.min() > 0 and values.max() / values.min() > 8:
-            axes.set_yscale("log")
-        if len(x) and x.min() > 0 and x.max() / x.min() > 20:
-            axes.set_xscale("log")
-        axes.set_xlabel("x")
-        return
-    rows = [(name, part, INK) for name, part in sides.items()]
-    rows += [(f"control: {name}", part, GREY) for control in controls for name, part in control.groups.items()]
-    nothing(axes, "" if rows else "no side")
-    for y, (name, part, colour) in enumerate(rows):
-        mark = {"pass": "✓", "fail": "✗", "unclear": "?"}[part.outcome]
-        height = 1 - (y + 0.5) / len(rows)
-        axes.text(0.02, height, f"{mark} {name}", transform=axes.transAxes, va="bottom", fontsize=8, color=colour, weight="bold")
-        text = f"{number(part.estimate)} [{number(part.low)}, {number(part.high)}], wanted {part.criterion}"
-        axes.text(0.06, height, text, transform=axes.transAxes, va="top", fontsize=7, color=colour)
+    """The curves of the sides in one panel if all have one; else the sides one above the other."""
+    sides = result.groups
+    if not sides:
+        nothing(axes, "no side")
+    elif all(points(side) is not None for side in sides.values()):
+        _sides_as_curves(axes, dict(list(sides.items())[:MOST_GROUPS]), controls)
+    else:
+        _sides_stacked(axes, dict(list(sides.items())[:MOST_SIDES]), controls)
+        if len(sides) > MOST_SIDES:
+            text = f"{MOST_SIDES} of {len(sides)} sides drawn"
+            axes.text(1, 0, text, transform=axes.transAxes, ha="right", fontsize=SMALL, color=SOFT)
+
+
+def _sides_as_curves(axes: Axes, sides: dict[str, Result], controls: Results) -> None:
+    other = [side for control in controls for side in control.groups.values()]
+    kinds = {kind_of(side) for side in sides.values()}
+    log = {"rate": (True, True), "linear_rate": (False, True)}
+    scales(
+        axes,
+        list(sides.values()),
+        other,
+        *(log.get(kinds.pop(), (None, None)) if len(kinds) == 1 else (None, True)),
+    )
+    for control in other:
+        curve(axes, control, GREY, "x")
+    for i, (name, side) in enumerate(sides.items()):
+        curve(axes, side, COLOURS[i], MARKERS[i], f"{_said(name, side)}, is {number(side.estimate)}")
+        if kind_of(side) in log:
+            reference(axes, side, kind_of(side) == "linear_rate", tint=False)
+    axes.set(xlabel="x", ylabel=_logged(next(iter(sides.values()))))
+
+
+def _sides_stacked(axes: Axes, sides: dict[str, Result], controls: Results) -> None:
+    axes.set_axis_off()
+    slot = 1 / len(sides)
+    for i, (name, side) in enumerate(sides.items()):
+        bottom = 1 - (i + 1) * slot
+        text = textwrap.shorten(_said(name, side), 54, placeholder=" …")
+        style: dict[str, Any] = {"va": "top", "fontsize": SMALL, "weight": "bold", "color": INK}
+        axes.text(-0.12, bottom + slot, text, transform=axes.transAxes, **style)
+        inner = axes.inset_axes((0, bottom + 0.4 / SIDE * slot, 1, (SIDE - 0.58) / SIDE * slot))
+        draw = violations if kind_of(side) == "bound" else PANELS[kind_of(side)]
+        decisive = side.model_copy(update={"groups": {}})
+        draw(inner, decisive, [c.groups[name] for c in controls if name in c.groups])
+
+
+def _said(name: str, side: Result) -> str:
+    mark = {"pass": "✓", "fail": "✗", "unclear": "?"}[side.outcome]
+    return f"{mark} {name}: wanted {pretty(side.criterion)}"
 
 
 PANELS: dict[str, Callable[[Axes, Result, Results], None]] = {

@@ -1,0 +1,97 @@
+"""Jobs in the fork server: output, exit status, environment, and that nothing outlives its master."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from atlas import forkserver
+
+from .conftest import ROOT
+
+JOB = ROOT / "workflow/scripts/atlas-job"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[subprocess.Popen[bytes]]:
+    before = dict(os.environ)
+    forkserver.prepare_environment(ROOT)
+    process = forkserver.start()
+    yield process
+    forkserver.stop(process)
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def job(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([JOB, *args], capture_output=True, text=True, **options)  # type: ignore[call-overload]
+
+
+def test_output_and_status(server: subprocess.Popen[bytes]) -> None:
+    shown = job("--version")
+    assert shown.returncode == 0 and "version" in shown.stdout
+    wrong = job("show", "ef21_reload")
+    assert wrong.returncode == 2 and wrong.stderr == "atlas: unknown paper 'ef21_reload'; did you mean ef21_reloaded?\n"
+
+
+def test_folder_and_environment_are_the_callers(server: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/config.yaml").write_text("tier: nonsense")
+    assert "tier" in job("cost", cwd=tmp_path).stderr
+    assert job("cost", cwd=ROOT).returncode == 0
+
+
+def test_without_a_server_a_python_of_its_own(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != forkserver.VARIABLE}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    assert "version" in job("--version", env=environment).stdout
+
+
+def test_slurm_jobs_do_not_use_the_server_of_the_submitting_host(server: subprocess.Popen[bytes]) -> None:
+    started = time.process_time()
+    shown = job("--version", env={**os.environ, "SLURM_JOB_ID": "7", forkserver.VARIABLE: "/nowhere"})
+    assert shown.returncode == 0 and time.process_time() - started < 60
+
+
+def children(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_for(condition, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_a_job_ends_with_its_launcher(server: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    (tmp_path / "pipe").mkdir()
+    fifo = tmp_path / "config"
+    fifo.mkdir()
+    os.mkfifo(fifo / "config.yaml")  # reading it blocks: a job that never ends by itself
+    idle = len(children(server.pid))
+    launcher = subprocess.Popen([JOB, "verdicts"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    (fifo / "config.yaml").exists()
+    wait_for(lambda: len(children(server.pid)) > idle)
+    launcher.send_signal(signal.SIGKILL)
+    launcher.wait()
+    wait_for(lambda: len(children(server.pid)) <= idle)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_the_server_ends_with_its_master(tmp_path: Path) -> None:
+    code = "import time; from atlas import forkserver; p = forkserver.start(); print(p.pid, flush=True); time.sleep(60)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    master = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    assert master.stdout
+    pid = int(master.stdout.readline())
+    assert Path(f"/proc/{pid}").exists()
+    master.kill()
+    master.wait()
+    wait_for(lambda: not Path(f"/proc/{pid}").exists() or "State:\tZ" in Path(f"/proc/{pid}/status").read_text())
