@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[1]
 def project(tmp_path: Path) -> Path:
     """A copy of the project without its papers, for tests that run the workflow or break things."""
     copy = tmp_path / "project"
-    ignore = shutil.ignore_patterns("papers", "__pycache__", ".git", ".venv", "results", ".snakemake", "tests", "*.egg-info")
+    ignore = shutil.ignore_patterns(
+        "papers", "__pycache__", ".git", ".venv", "results", ".snakemake", "tests", "*.egg-info"
+    )
     for name in ("Snakefile", "workflow", "src", "config", "data.dvc", ".dvc", "environment.yml"):
         source = ROOT / name
         if source.is_dir():

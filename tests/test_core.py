@@ -64,7 +64,10 @@ def test_digest_changes_with_content_and_name() -> None:
 def test_listing_papers_imports_nothing_heavy() -> None:
     code = "import sys, atlas.paper, atlas.config, atlas.data, atlas.forkserver, atlas.cli; atlas.paper.select([]);"
     code += "print([m for m in ('torch', 'numpy', 'pandas', 'scipy', 'matplotlib', 'mlflow') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )
 
 
 def test_streams_are_reproducible_and_independent() -> None:
@@ -93,7 +96,10 @@ def test_recorder_makes_a_tidy_table(tmp_path: Path) -> None:
     frame = table.frame()
     assert list(frame.columns) == ["method", "seed", "x", "metric", "value", "noise"]
     assert frame.query("method == 'a' and seed == 1")["value"].tolist() == [3, 4, 5]
-    assert frame.query("method == 'b'")[["seed", "x", "noise"]].to_numpy().tolist() == [[10, 4, 1], [11, 4, 2]]
+    assert frame.query("method == 'b'")[["seed", "x", "noise"]].to_numpy().tolist() == [
+        [10, 4, 1],
+        [11, 4, 2],
+    ]
     assert frame["value"].isna().sum() == 1  # a failed run stays
     write(frame, tmp_path / "t.parquet")
     pd.testing.assert_frame_equal(read(tmp_path / "t.parquet"), frame, check_dtype=False)
@@ -108,7 +114,7 @@ def test_recorder_makes_a_tidy_table(tmp_path: Path) -> None:
         (pd.DataFrame({"method": [1], "seed": [0], "x": [0], "metric": ["m"], "value": [1.0]}), "'method' must hold strings"),
         (pd.DataFrame({"method": ["a"], "seed": [0], "x": [0], "metric": ["m"], "value": ["1"]}), "'value' must hold numbers"),
         (pd.DataFrame({"method": ["a"], "seed": [0], "x": [0], "metric": ["m"], "value": [np.nan]}), "every run diverged"),
-        (pd.DataFrame({"method": ["a"] * 2, "seed": [0] * 2, "x": [0] * 2, "metric": ["m"] * 2, "value": [1.0, 2.0]}), "measured twice"),
+        (pd.DataFrame({"method": ["a"] * 2, "seed": [0] * 2, "x": [0] * 2, "metric": ["m"] * 2, "value": [1.0, 2]}), "measured twice"),
     ],
 )  # fmt: skip
 def test_malformed_tables_are_told_why(table: object, message: str) -> None:

@@ -43,9 +43,15 @@ def test_digits_are_those_of_scikit_learn() -> None:
 
 def test_text_and_tables() -> None:
     text = data.text("kjv")
-    assert text.startswith("In the beginning God created the heaven and the earth.\n") and text.count("\n") > 31000
+    assert (
+        text.startswith("In the beginning God created the heaven and the earth.\n")
+        and text.count("\n") > 31000
+    )
     assert "Jesus wept.\n" in text
-    assert data.load("breast_cancer")["x"].shape == (569, 30) and data.load("diabetes")["x"].shape == (442, 10)
+    assert data.load("breast_cancer")["x"].shape == (569, 30) and data.load("diabetes")["x"].shape == (
+        442,
+        10,
+    )
 
 
 def test_remote_travels_with_the_repository_and_is_small() -> None:
@@ -70,7 +76,9 @@ def test_corrupted_file_names_itself_and_the_repair(copy: Path) -> None:
     data._read.cache_clear()
     path = copy / "data" / "digits.npz"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(AtlasError, match=r"data/digits\.npz is not the file that data\.dvc tracks.*dvc checkout --force"):
+    with pytest.raises(
+        AtlasError, match=r"data/digits\.npz is not the file that data\.dvc tracks.*dvc checkout --force"
+    ):
         data.load("digits", copy)
 
 

@@ -45,17 +45,25 @@ def test_locks_are_for_every_machine() -> None:
 def test_published_schemas_are_those_of_the_code() -> None:
     for name, model in (("paper", Paper), ("config", Config)):
         written = json.loads((ROOT / f"workflow/schemas/{name}.schema.json").read_text())
-        assert written == model.model_json_schema(), f"run: atlas schema {name} > workflow/schemas/{name}.schema.json"
+        assert written == model.model_json_schema(), (
+            f"run: atlas schema {name} > workflow/schemas/{name}.schema.json"
+        )
 
 
 def test_data_script_explains_itself() -> None:
     script = ROOT / "workflow/scripts/build_data.py"
-    shown = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, script, "--help"], capture_output=True, text=True, check=True
+    ).stdout
     assert "fashion_mnist" in shown and "licence" in shown
 
 
 def test_no_unsafe_loading() -> None:
-    sources = [*(ROOT / "src").rglob("*.py"), *(ROOT / "workflow").rglob("*.smk"), *(ROOT / "workflow").rglob("*.py")]
+    sources = [
+        *(ROOT / "src").rglob("*.py"),
+        *(ROOT / "workflow").rglob("*.smk"),
+        *(ROOT / "workflow").rglob("*.py"),
+    ]
     for path in sources:
         text = path.read_text()
         assert not re.search(r"yaml\.(unsafe_|full_)?load\((?!.*Loader=yaml\.CSafeLoader)", text), path

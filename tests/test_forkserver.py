@@ -36,7 +36,10 @@ def test_output_and_status(server: subprocess.Popen[bytes]) -> None:
     shown = job("--version")
     assert shown.returncode == 0 and "version" in shown.stdout
     wrong = job("show", "ef21_reload")
-    assert wrong.returncode == 2 and wrong.stderr == "atlas: unknown paper 'ef21_reload'; did you mean ef21_reloaded?\n"
+    assert (
+        wrong.returncode == 2
+        and wrong.stderr == "atlas: unknown paper 'ef21_reload'; did you mean ef21_reloaded?\n"
+    )
 
 
 def test_folder_and_environment_are_the_callers(server: subprocess.Popen[bytes], tmp_path: Path) -> None:
@@ -76,7 +79,9 @@ def test_a_job_ends_with_its_launcher(server: subprocess.Popen[bytes], tmp_path:
     fifo.mkdir()
     os.mkfifo(fifo / "config.yaml")  # reading it blocks: a job that never ends by itself
     idle = len(children(server.pid))
-    launcher = subprocess.Popen([JOB, "verdicts"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    launcher = subprocess.Popen(
+        [JOB, "verdicts"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     (fifo / "config.yaml").exists()
     wait_for(lambda: len(children(server.pid)) > idle)
     launcher.send_signal(signal.SIGKILL)
@@ -88,10 +93,14 @@ def test_a_job_ends_with_its_launcher(server: subprocess.Popen[bytes], tmp_path:
 def test_the_server_ends_with_its_master(tmp_path: Path) -> None:
     code = "import time; from atlas import forkserver; p = forkserver.start(); print(p.pid, flush=True); time.sleep(60)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    master = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    master = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+    )
     assert master.stdout
     pid = int(master.stdout.readline())
     assert Path(f"/proc/{pid}").exists()
     master.kill()
     master.wait()
-    wait_for(lambda: not Path(f"/proc/{pid}").exists() or "State:\tZ" in Path(f"/proc/{pid}/status").read_text())
+    wait_for(
+        lambda: not Path(f"/proc/{pid}").exists() or "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    )

@@ -18,7 +18,6 @@ from atlas.errors import AtlasError, unknown
 from atlas.paper import Paper
 
 
-
 def configured(tier: str | None, seed: int | None) -> Config:
     """config/config.yaml, with what was given on the command line."""
     path = Path("config/config.yaml")
@@ -29,7 +28,9 @@ def configured(tier: str | None, seed: int | None) -> Config:
 
 def tier_and_seed(command: Any) -> Any:
     command = click.option("--tier", help="smoke, laptop or paper  [default: config/config.yaml]")(command)
-    return click.option("--seed", type=click.IntRange(0), help="master seed  [default: config/config.yaml]")(command)
+    return click.option("--seed", type=click.IntRange(0), help="master seed  [default: config/config.yaml]")(
+        command
+    )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,10 +63,14 @@ def show(slug: str, tier: str | None, seed: int | None) -> None:
 
 @atlas.command()
 @click.argument("names", nargs=-1)
-@click.option("--out", type=click.Path(path_type=Path), help="folder of results  [default: that of config/config.yaml]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="folder of results  [default: that of config/config.yaml]"
+)
 @click.option("--newer", type=float, help="only what is newer than this time (Unix seconds)")
 @tier_and_seed
-def verdicts(names: tuple[str, ...], out: Path | None, newer: float | None, tier: str | None, seed: int | None) -> None:
+def verdicts(
+    names: tuple[str, ...], out: Path | None, newer: float | None, tier: str | None, seed: int | None
+) -> None:
     """Print the verdict table of papers or families (default: the configured selection).
 
     The exit code is 1 if one of them has no verdict.
@@ -87,7 +92,9 @@ def new(family: str, slug: str) -> None:
     from atlas.scaffold import new as scaffold
 
     folder = scaffold(family, slug)
-    click.echo(f"{folder}: fill in the TODOs, then\n  atlas check {slug}\n  atlas run {slug}\n  snakemake {slug}")
+    click.echo(
+        f"{folder}: fill in the TODOs, then\n  atlas check {slug}\n  atlas run {slug}\n  snakemake {slug}"
+    )
 
 
 @atlas.command()
@@ -110,10 +117,14 @@ def check(slugs: tuple[str, ...]) -> None:
 @atlas.command()
 @click.argument("slug")
 @tier_and_seed
-@click.option("--out", type=click.Path(path_type=Path), help="folder for the results  [default: results/<tier>/<slug>]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="folder for the results  [default: results/<tier>/<slug>]"
+)
 @click.option("--png", is_flag=True, help="write the figure as PNG too")
 @click.option("--verify-only", is_flag=True, help="judge the measurement that is there")
-def run(slug: str, tier: str | None, seed: int | None, out: Path | None, png: bool, verify_only: bool) -> None:
+def run(
+    slug: str, tier: str | None, seed: int | None, out: Path | None, png: bool, verify_only: bool
+) -> None:
     """Measure and judge one paper in this process, without the workflow."""
     from atlas.figures.paper import draw
     from atlas.measure import measure
@@ -132,7 +143,9 @@ def run(slug: str, tier: str | None, seed: int | None, out: Path | None, png: bo
         for what, result in (("", claim.result), *((" control", c.result) for c in claim.controls)):
             if result.reason:
                 click.echo(f"{claim.id}{what}: {result.reason}")
-    click.echo(f"{out}: {judged.provenance['cpu_seconds']} CPU s, {judged.provenance['peak_memory_mb']:.0f} MB")
+    click.echo(
+        f"{out}: {judged.provenance['cpu_seconds']} CPU s, {judged.provenance['peak_memory_mb']:.0f} MB"
+    )
 
 
 @atlas.command()
@@ -212,8 +225,16 @@ def overview(out: Path, slugs: tuple[str, ...]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; an AtlasError is shown as one line, exit code 2."""
-    if arguments is None and len(sys.argv) > 1 and not sys.argv[1].startswith("-") and sys.argv[1] not in atlas.commands:
-        print(f"atlas: {unknown('command', sys.argv[1], (n for n, c in atlas.commands.items() if not c.hidden))}", file=sys.stderr)
+    if (
+        arguments is None
+        and len(sys.argv) > 1
+        and not sys.argv[1].startswith("-")
+        and sys.argv[1] not in atlas.commands
+    ):
+        print(
+            f"atlas: {unknown('command', sys.argv[1], (n for n, c in atlas.commands.items() if not c.hidden))}",
+            file=sys.stderr,
+        )
         sys.exit(2)
     try:
         atlas(arguments)

@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from atlas.errors import AtlasError
+from atlas.errors import AtlasError, unknown
 from atlas.paper import Strict, Tier, explain, folders
-from atlas.errors import unknown
 
 
 class Config(Strict):

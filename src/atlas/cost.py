@@ -37,7 +37,11 @@ def print_costs(out: Path, slugs: list[str]) -> None:
         table.add_column(name, justify="left" if name == "paper" else "right")
     rows = sorted(costs(out, slugs), key=lambda r: -r["measure"])
     for r in rows:
-        table.add_row(r["paper"], *(f"{r[k]:.2f}" for k in ("measure", "wall", "job", "verify")), f"{r['peak_memory_mb']:.0f}")
+        table.add_row(
+            r["paper"],
+            *(f"{r[k]:.2f}" for k in ("measure", "wall", "job", "verify")),
+            f"{r['peak_memory_mb']:.0f}",
+        )
     screen = console()
     screen.print(table)
     inside = sum(r["measure"] for r in rows)

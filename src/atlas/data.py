@@ -72,7 +72,9 @@ def _read(path: Path, shown: str, md5: str) -> dict[str, NDArray[np.generic]]:
         raise AtlasError(f"data set '{path.stem}' is missing at {shown}: run: dvc pull {shown}") from None
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
-        raise AtlasError(f"{shown} is not the file that data.dvc tracks (its md5 is {found}, not {md5}); {repair}")
+        raise AtlasError(
+            f"{shown} is not the file that data.dvc tracks (its md5 is {found}, not {md5}); {repair}"
+        )
     with np.load(path, allow_pickle=False) as arrays:
         return {key: arrays[key] for key in arrays.files}
 
@@ -92,7 +94,7 @@ def images(name: str, split: str = "train") -> tuple[NDArray[np.float32], NDArra
         x, y, top = arrays["x"][part], arrays["y"][part], 16
     else:
         x, y, top = arrays[f"x_{split}"], arrays[f"y_{split}"], 255
-    return (x.reshape(len(x), -1) / top).astype("float32"), y.astype("int64")
+    return (x.reshape(len(x), -1).astype("float64") / top).astype("float32"), y.astype("int64")
 
 
 def text(name: str = "kjv") -> str:

@@ -14,6 +14,8 @@ def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> Atla
     """An error for an unknown name, with the nearest valid ones (or all of them if there are few)."""
     known = sorted(known)
     near = [k for k in known if len(name) > 2 and name.lower() in k.lower()][:3]
-    near = near or difflib.get_close_matches(name, known, n=3, cutoff=0.5) or (known if len(known) <= 12 else [])
+    near = (
+        near or difflib.get_close_matches(name, known, n=3, cutoff=0.5) or (known if len(known) <= 12 else [])
+    )
     hint = f"; did you mean {', '.join(near)}?" if near else ""
     return AtlasError(f"{where + ': ' if where else ''}unknown {what} '{name}'{hint}")

@@ -22,14 +22,24 @@ import threading
 from pathlib import Path
 
 VARIABLE = "ATLAS_FORKSERVER"
-PRELOAD = ("torch", "scipy.stats", "pyarrow.parquet", "atlas.measure", "atlas.verify", "atlas.run", "atlas.figures.paper")
+PRELOAD = (
+    "torch",
+    "scipy.stats",
+    "pyarrow.parquet",
+    "atlas.measure",
+    "atlas.verify",
+    "atlas.run",
+    "atlas.figures.paper",
+)
 
 
 def prepare_environment(repository: Path) -> None:
     """Let the jobs of a workflow find atlas-job, the Python that runs snakemake, and the package of this repository."""
 
     def prepend(variable: str, *folders: Path) -> None:
-        os.environ[variable] = os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get(variable)])])
+        os.environ[variable] = os.pathsep.join(
+            [*map(str, folders), *filter(None, [os.environ.get(variable)])]
+        )
 
     prepend("PATH", repository / "workflow" / "scripts", Path(sys.executable).parent)
     prepend("PYTHONPATH", repository / "src")
@@ -56,7 +66,9 @@ def stop(server: subprocess.Popen[bytes]) -> None:
 
 def serve(path: Path) -> None:
     """Accept jobs until standard input is closed."""
-    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # a pool of threads would not survive fork
+    os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = (
+        "1"  # a pool of threads would not survive fork
+    )
     jobs: set[int] = set()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))

@@ -22,7 +22,10 @@ def main() -> int:
         connection.sendall(message)
         status = connection.recv(1)
     if not status:
-        print("atlas: the job was killed before it ended (out of memory, or the workflow was stopped)", file=sys.stderr)
+        print(
+            "atlas: the job was killed before it ended (out of memory, or the workflow was stopped)",
+            file=sys.stderr,
+        )
         return 137
     return status[0]
 

@@ -47,10 +47,16 @@ def time_limit(minutes: float) -> Iterator[None]:
     """Raise AtlasError in the main thread once `minutes` of wall time have passed."""
 
     def expired(signum: int, frame: FrameType | None) -> None:
-        raise AtlasError(f"ran out of time ({minutes:g} min): raise its 'runtime' in paper.yaml, or make it faster")
+        raise AtlasError(
+            f"ran out of time ({minutes:g} min): raise its 'runtime' in paper.yaml, or make it faster"
+        )
 
     def hopeless() -> None:
-        print("killed: it ran out of time and did not come back from a single long operation", file=sys.stderr, flush=True)
+        print(
+            "killed: it ran out of time and did not come back from a single long operation",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(124)
 
     previous = signal.signal(signal.SIGALRM, expired)
@@ -77,7 +83,8 @@ def measure(
 ) -> None:
     """Run the experiment of `paper`; write measurements.parquet and then provenance.json to the folder `out`.
 
-    `minutes` limits the experiment's wall time, by default as in paper.yaml. Raises AtlasError for an unusable setting, a malformed table, missing data or a run out of time; whatever the
+    `minutes` limits the experiment's wall time, by default as in paper.yaml. Raises AtlasError for an unusable setting,
+    a malformed table, missing data or a run out of time; whatever the
     experiment raises passes through. Nothing is written unless all went well.
     """
     start, start_cpu = time.perf_counter(), time.process_time()

@@ -33,7 +33,9 @@ class Recorder:
         y = _array(value).astype(np.float64)
         y = y[:, None] if y.ndim == 1 else y
         if y.ndim != 2:
-            raise ValueError(f"{method}/{metric}: value has shape {_array(value).shape}, expected (seeds,) or (seeds, x)")
+            raise ValueError(
+                f"{method}/{metric}: value has shape {_array(value).shape}, expected (seeds,) or (seeds, x)"
+            )
         labels = np.arange(len(y)) if seed is None else _array(seed)
         columns = {
             "method": np.full(y.size, method, dtype=object),
@@ -44,12 +46,18 @@ class Recorder:
         }
         for name, condition in conditions.items():
             array = _array(condition)
-            array = array[:, None] if array.ndim == 1 and len(array) == len(y) and y.shape[1] != len(array) else array
+            array = (
+                array[:, None]
+                if array.ndim == 1 and len(array) == len(y) and y.shape[1] != len(array)
+                else array
+            )
             columns[name] = np.broadcast_to(array, y.shape).ravel()
         self._parts.append(pd.DataFrame(columns))
 
     def frame(self) -> pd.DataFrame:
-        return validate(pd.concat(self._parts, ignore_index=True) if self._parts else pd.DataFrame(columns=COLUMNS))
+        return validate(
+            pd.concat(self._parts, ignore_index=True) if self._parts else pd.DataFrame(columns=COLUMNS)
+        )
 
 
 def _array(value: Any) -> np.ndarray[Any, Any]:
@@ -64,7 +72,9 @@ def validate(table: Any) -> pd.DataFrame:
     Raises AtlasError: not a table, a column missing or of the wrong type, no rows, or not a single finite value.
     """
     if not isinstance(table, pd.DataFrame):
-        raise AtlasError(f"measure returned {type(table).__name__}, expected a pandas DataFrame (Recorder.frame())")
+        raise AtlasError(
+            f"measure returned {type(table).__name__}, expected a pandas DataFrame (Recorder.frame())"
+        )
     if missing := [c for c in COLUMNS if c not in table.columns]:
         raise AtlasError(f"the measurements lack the column(s) {', '.join(missing)}")
     if table.empty:
@@ -75,7 +85,9 @@ def validate(table: Any) -> pd.DataFrame:
             raise AtlasError(f"the measurements' column '{column}' must hold strings")
     for column in ("seed", "x", "value"):
         if not pd.api.types.is_numeric_dtype(table[column]):
-            raise AtlasError(f"the measurements' column '{column}' must hold numbers, not {table[column].dtype}")
+            raise AtlasError(
+                f"the measurements' column '{column}' must hold numbers, not {table[column].dtype}"
+            )
     if not np.isfinite(table["value"].to_numpy(float)).any():
         raise AtlasError("not a single measured value is finite: every run diverged")
     keys = [c for c in table.columns if c != "value"]

@@ -140,8 +140,10 @@ class Paper(Strict):
     def setting(self, tier: str, override: dict[str, Any] | None = None) -> dict[str, Any]:
         """The tier's setting: what differs from the defaults of `Setting`. Raises AtlasError on unknown keys."""
         chosen: dict[str, Any] = getattr(self.settings, tier)
-        for where, keys in ((f"{self.folder / 'paper.yaml'}: settings.{tier}", chosen),
-                            (f"config: settings.{self.slug}", override or {})):
+        for where, keys in (
+            (f"{self.folder / 'paper.yaml'}: settings.{tier}", chosen),
+            (f"config: settings.{self.slug}", override or {}),
+        ):
             for key in keys:
                 if key not in self.setting_fields:
                     raise unknown("setting", key, self.setting_fields, where)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import TypeVar
 
@@ -50,7 +50,7 @@ class Run:
 
     def progress(self, items: Iterable[T], what: str = "") -> Iterator[T]:
         """Iterate and report to the log about every two seconds."""
-        total = len(items) if hasattr(items, "__len__") else None
+        total = len(items) if isinstance(items, Sized) else None
         start = last = time.monotonic()
         for i, item in enumerate(items):
             yield item

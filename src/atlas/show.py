@@ -86,11 +86,13 @@ def print_verdicts(out: Path, slugs: list[str], newer: float | None = None) -> b
         missing = sorted({log.parent.name for log in logs})
     if found:
         screen.print(verdict_table(found))
-        counts = Counter(c.verdict for p in found for c in p.claims if c.verdict)
+        counts: Counter[str] = Counter(c.verdict for p in found for c in p.claims if c.verdict)
         claims = sum(len(p.claims) for p in found)
         words = ", ".join(f"{counts[v]} {v}" for v in STYLE if counts[v])
         screen.print(f"\n{len(found)} papers, {claims} claims: {words or 'no verdicts at the smoke tier'}")
-        screen.print(f"figures: {out}/<paper>/figure.svg   table: {out}/verdicts.csv   one paper: atlas show <paper>")
+        screen.print(
+            f"figures: {out}/<paper>/figure.svg   table: {out}/verdicts.csv   one paper: atlas show <paper>"
+        )
     for slug in missing:
         logs = sorted((out / slug).glob("*.log"), key=lambda p: p.stat().st_mtime)
         if logs:
@@ -114,11 +116,19 @@ def print_list(papers: list[Paper], out: Path) -> None:
             for c in (found.claims if found else [])
         )
         table.add_row(
-            paper.family, paper.slug, str(paper.n), paper.fidelity, str(len(paper.claims)), marks, escape(paper.title)
+            paper.family,
+            paper.slug,
+            str(paper.n),
+            paper.fidelity,
+            str(len(paper.claims)),
+            marks,
+            escape(paper.title),
         )
     screen = console()
     screen.print(table)
-    screen.print(f"\n{len(papers)} papers; last verdicts from {out}  (✓ verified ✗ refuted ? inconclusive = undiscriminating)")
+    screen.print(
+        f"\n{len(papers)} papers; last verdicts from {out}  (✓ verified ✗ refuted ? inconclusive = undiscriminating)"
+    )
 
 
 def print_paper(paper: Paper, out: Path, setting: dict[str, object]) -> None:

@@ -66,7 +66,9 @@ def _files(module: str) -> Iterator[Path]:
 
 def modules(*names: str) -> list[Path]:
     """Files of modules and of whole subpackages of this package, e.g. modules("verify", "claims")."""
-    return [p for name in names for p in (PACKAGE / f"{name}.py", *(PACKAGE / name).rglob("*.py")) if p.is_file()]
+    return [
+        p for name in names for p in (PACKAGE / f"{name}.py", *(PACKAGE / name).rglob("*.py")) if p.is_file()
+    ]
 
 
 def digest(files: Iterable[Path]) -> str:

@@ -1,9 +1,9 @@
-"""Show the results in MLflow. The files are the truth, MLflow a view of them: logging again updates, never duplicates.
+"""Show the results in MLflow. The files are the truth, MLflow a view: updated, never duplicated.
 
-One experiment per family; a parent run per paper, tier and master seed; a child run per method with its curves. A parent
-carries `atlas.key` (what it shows) and, as the last thing written, `atlas.digest` (hash of the files it shows). The same
-digest is skipped; another one is logged anew and then replaces the old run. A run without a digest was interrupted: the
-next run replaces it too. So whatever happened, after a complete run there is exactly one active parent per key.
+One experiment per family; a parent run per paper, tier and master seed; a child run per method with its
+curves. A parent carries `atlas.key` (what it shows) and, written last, `atlas.digest` (hash of the files it
+shows). The same digest is skipped; another one is logged anew and then replaces the old run. A run without a
+digest was interrupted: the next run replaces it. So after a complete run there is one active parent per key.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from atlas import files
+from atlas.claims import Result
 from atlas.errors import AtlasError
 from atlas.verify import PaperVerdicts, read
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from mlflow.entities import Metric
     from mlflow.tracking import MlflowClient
@@ -38,22 +40,23 @@ FORMAT = "1"  # part of every digest: raise it when other things are logged from
 INPUTS = ("measurements.parquet", "provenance.json", "verdicts.json", "figure.svg")
 SEVERITY = ("refuted", "undiscriminating", "inconclusive", "verified")
 
-# Every value costs about 50 us of CPU to insert: these keep a paper below 2000 values, whatever it measures.
-MOST_VALUES = 1500  # of all curves of a paper: mean, low and high at every point
+# A value costs about 60 us of CPU to insert: these keep a paper below 2000 values, whatever it measures.
+MOST_VALUES = 1200  # of all curves of a paper: mean, low and high at every point
 MOST_CURVES = 12  # per method
 MOST_POINTS = 30  # per curve
 FEWEST_POINTS = 8  # rather fewer curves than fewer points
 
-# mlflow.utils.validation: MAX_ENTITIES_PER_BATCH (1000, of which MAX_PARAMS_TAGS_PER_BATCH params and as many tags),
+# mlflow.utils.validation: MAX_ENTITIES_PER_BATCH is 1000 (metrics and params), MAX_PARAMS_TAGS_PER_BATCH,
 # MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH; MAX_ENTITY_KEY_LENGTH is 250, less room for ' failed' and a number
 BATCH, PARAMS, PARAM_LENGTH, TAG_LENGTH, NAME_LENGTH = 900, 100, 6000, 8000, 230
 
-# set before MLflow is imported, unless the user did: a dead server is given up after seconds, not minutes
+# Set before MLflow is imported, unless the user did: a dead server is given up soon, and what goes wrong is
+# said in one line by AtlasError instead of a traceback in MLflow's log.
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306}
@@ -74,17 +77,24 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def connect(results: Path, uri: str) -> MlflowClient:
-    """A client of the tracking store. Raises OSError within seconds if nothing listens there."""
+    """A client of the tracking store. Raises OSError or sqlite3.Error within seconds if there is none.
+
+    (MLflow itself tries for minutes to open a damaged file.)
+    """
     where = urlparse(uri)
     scheme = where.scheme.split("+")[0]
     if where.hostname and scheme in PORTS:
         socket.create_connection((where.hostname, where.port or PORTS[scheme]), timeout=5).close()
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    if (database := sqlite_file(uri)) is not None:
-        database.parent.mkdir(parents=True, exist_ok=True)
     from mlflow.tracking import MlflowClient
 
+    if (database := sqlite_file(uri)) is not None:
+        if not database.exists():  # MLflow cannot go on with tables that a killed process created half
+            with files.replacing(database) as temporary:
+                MlflowClient(f"sqlite:///{temporary}")
+        with closing(sqlite3.connect(database)) as probe:
+            probe.execute("PRAGMA schema_version").fetchone()
     return MlflowClient(uri)
 
 
@@ -93,8 +103,8 @@ def track(
 ) -> dict[str, Any]:
     """Bring MLflow up to date with the folders out/<slug>/ and write out/track.json.
 
-    A paper that has no verdicts or no figure yet is left out, its older run stays. Raises AtlasError if the tracking
-    store cannot be used; what was logged until then is kept and not logged again.
+    A paper that has no verdicts or no figure yet is left out, its older run stays. Raises AtlasError if the
+    tracking store cannot be used; what was logged until then is kept and not logged again.
     """
     start, cpu = time.perf_counter(), time.process_time()
     uri = uri or default_uri(out.parent)
@@ -120,8 +130,9 @@ def explained(uri: str, results: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # by name: neither module may be imported before connect() has set the environment
-        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in ("mlflow", "sqlalchemy"):
+        # by name: MLflow must not be imported before connect() has set its environment
+        package = type(error).__module__.partition(".")[0]
+        if not isinstance(error, OSError) and package not in ("mlflow", "sqlalchemy", "sqlite3"):
             raise
         if (database := sqlite_file(uri)) is not None:
             advice = f"if {database} is damaged, remove it: it is rebuilt from the results"
@@ -129,7 +140,7 @@ def explained(uri: str, results: Path) -> Iterator[None]:
             advice = "start the server, or unset MLFLOW_TRACKING_URI to use the local store"
         what = " ".join(str(error).split())[:300]
         raise AtlasError(
-            f"cannot log to MLflow at {public(uri)} ({what}). The results in {results} are complete; {advice}."
+            f"cannot log to MLflow at {public(uri)} ({what}). The results in {results} are safe; {advice}."
             " The next run catches up"
         ) from error
 
@@ -138,7 +149,7 @@ def explained(uri: str, results: Path) -> Iterator[None]:
 def unsynced(database: Path | None) -> Iterator[None]:
     """Let SQLite not wait for the disk at every commit (MLflow makes 30 per paper) but once, at the end.
 
-    A killed process loses nothing by it. A power cut meanwhile can damage the file, which the results rebuild.
+    A killed process loses nothing by it. A power cut meanwhile can damage the file; the results rebuild it.
     """
     if database is None:
         yield
@@ -159,14 +170,22 @@ def unsynced(database: Path | None) -> Iterator[None]:
         event.remove(Engine, "connect", configure)
 
 
+Runs = dict[str, tuple[str, str]]  # run -> its experiment and digest ('' if it was never finished)
+
+
 def _update(
-    client: MlflowClient, out: Path, slugs: list[str], uri: str, done: dict[str, int], progress: Callable[[str], None]
+    client: MlflowClient,
+    out: Path,
+    slugs: list[str],
+    uri: str,
+    done: dict[str, int],
+    progress: Callable[[str], None],
 ) -> dict[str, str]:
     """Log what changed, delete what it replaces; slug -> run."""
     ready = [slug for slug in slugs if all((out / slug / name).is_file() for name in INPUTS)]
     origins = {slug: json.loads((out / slug / "provenance.json").read_text()) for slug in ready}
     experiments = _experiments(client, sorted({o["family"] for o in origins.values()}), out.parent, uri)
-    known: dict[str, dict[str, tuple[str, str]]] = {}
+    known: dict[str, Runs] = {}
     for prefix in {f"{o['tier']}/{o['seed']}/" for o in origins.values()}:
         known |= _known(client, list(experiments.values()), prefix)
     runs: dict[str, str] = {}
@@ -195,7 +214,8 @@ def _experiments(client: MlflowClient, families: list[str], results: Path, uri: 
     from mlflow.entities import LifecycleStage
 
     # a server says where artifacts go; a bare database would put them into the current folder
-    folder = None if urlparse(uri).scheme in ("http", "https") else (results.resolve() / "mlflow/artifacts").as_uri()
+    remote = urlparse(uri).scheme in ("http", "https")
+    folder = None if remote else (results.resolve() / "mlflow/artifacts").as_uri()
     ids = {}
     for family in families:
         if (found := client.get_experiment_by_name(family)) is None:
@@ -207,12 +227,13 @@ def _experiments(client: MlflowClient, families: list[str], results: Path, uri: 
     return ids
 
 
-def _known(client: MlflowClient, experiments: list[str], prefix: str) -> dict[str, dict[str, tuple[str, str]]]:
-    """key -> active parent run -> its experiment and digest ('' if it was never finished), for keys with a prefix."""
-    known: dict[str, dict[str, tuple[str, str]]] = {}
+def _known(client: MlflowClient, experiments: list[str], prefix: str) -> dict[str, Runs]:
+    """The active parent runs of every key with this prefix."""
+    known: dict[str, Runs] = {}
+    wanted = f"tags.`atlas.key` LIKE '{prefix}%'"
     token = None
     while True:
-        page = client.search_runs(experiments, f"tags.`atlas.key` LIKE '{prefix}%'", max_results=1000, page_token=token)
+        page = client.search_runs(experiments, wanted, max_results=1000, page_token=token)
         for run in page:
             tags = run.data.tags
             state = (run.info.experiment_id, tags.get("atlas.digest", ""))
@@ -224,8 +245,10 @@ def _known(client: MlflowClient, experiments: list[str], prefix: str) -> dict[st
 
 def _delete(client: MlflowClient, experiment: str, parent: str) -> None:
     """Delete a parent after its children: if this is interrupted, the parent is still found."""
-    for child in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=1000):
-        client.delete_run(child.info.run_id)
+    children = f"tags.`mlflow.parentRunId` = '{parent}'"
+    while page := client.search_runs([experiment], children, max_results=1000):
+        for child in page:
+            client.delete_run(child.info.run_id)
     client.delete_run(parent)
 
 
@@ -300,12 +323,13 @@ def _log(client: MlflowClient, experiment: str, paper: PaperVerdicts, folder: Pa
     for method, shown, points in curves(measurements.read(folder / "measurements.parquet")):
         child = start(method, **{"mlflow.parentRunId": parent, "method": method, "curves": shown})
         finish(child, [Metric(name, value, began, step) for name, value, step in points])
-    # MLflow would show an infinite end as 1.8e308: it stays out, the tag measured.<claim> has it
-    finish(parent, [Metric(name, float(v), began, 0) for name, v in numbers.items() if v is not None and math.isfinite(v)])
+    # MLflow would store an infinite end as 1.8e308: it is left out, the tag measured.<claim> has it
+    finite = {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
+    finish(parent, [Metric(name, value, began, 0) for name, value in finite.items()])
     return parent
 
 
-def _measured(r: Any) -> str:
+def _measured(r: Result) -> str:
     return f"{r.estimate:.4g} [{r.low:.4g}, {r.high:.4g}], wanted {r.criterion}: {r.quantity}"
 
 
@@ -317,7 +341,7 @@ def _note(paper: PaperVerdicts) -> str:
 
 
 def _name(text: str) -> str:
-    """A name of characters that MLflow allows (mlflow.utils.validation); '/' is kept for grouping charts in the UI."""
+    """A name that MLflow allows (mlflow.utils.validation), without '/', by which its UI groups charts."""
     return re.sub(r"[^\w\-. :]", "_", text.replace("/", ":")).strip(" .")[:NAME_LENGTH] or "_"
 
 
@@ -325,90 +349,101 @@ Point = tuple[str, float, int]  # metric, value, step
 
 
 def curves(table: pd.DataFrame) -> Iterator[tuple[str, str | None, list[Point]]]:
-    """The curves of each method: its name, what was left out, the points.
+    """Of each method: its name, 'k of n' where only k of its n curves are shown, the points of its curves.
 
-    A curve is a metric under one combination of conditions, named 'metric' or 'metric/condition:value ...': the mean over
-    the finite values of the seeds, with ' low' and ' high' the ends of its 95 % interval (Student's t) and ' failed' the
-    number of seeds without a finite value, where there are any. The step is x if all x of the curve are integers, else
-    the index of the point, and then ' x' is logged beside it. Where every seed has x of its own, seeds are matched by
-    position. A condition that only labels seeds (more than MOST_CURVES values, one per seed) is averaged over.
-
-    Long curves are thinned at both linear and logarithmic spacing; of many, the first combinations of every metric stay.
+    A curve is a metric under one combination of conditions, named 'metric' or 'metric/condition:value ...'
+    (conditions that vary within the metric): the mean over the finite values of the seeds; ' low' and ' high'
+    are the ends of its 95 % interval (Student's t), ' failed' is the number of seeds without a finite value,
+    where there are any. The step is x if all x of the curve are integers, else the index of the point, and
+    then ' x' is logged beside it. Where every seed has its own x, seeds are matched by position. A condition
+    that only labels seeds (one value per seed, more than MOST_CURVES of them) is averaged over. Long curves
+    are thinned at linear and logarithmic spacing.
     """
     import numpy as np
+    import pandas as pd
     from scipy.special import stdtrit
 
     conditions = [c for c in table.columns[5:] if table[c].nunique(dropna=False) > 1]
-    for c in list(conditions):
+    for c in [c for c in conditions if table[c].nunique() > MOST_CURVES]:
         others = ["method", "metric", "seed", *(o for o in conditions if o != c)]
-        if table[c].nunique() > MOST_CURVES and table.groupby(others, dropna=False)[c].nunique().max() == 1:
+        if table.groupby(others, dropna=False)[c].nunique().max() == 1:
             conditions.remove(c)
     keys = ["method", "metric", *conditions]
     table = table.sort_values("x", kind="stable")
-    table = table.assign(curve=table.groupby(keys, dropna=False, sort=False).ngroup())
+    table = table.assign(curve=table.groupby(keys, dropna=False).ngroup())
 
-    # choose the curves: of every method, the first combinations of each of its metrics
-    heads = table.drop_duplicates("curve")[[*keys, "curve"]].sort_values("curve")
-    total = heads.groupby("method")["curve"].transform("size")
-    heads = heads.assign(rank=heads.groupby(["method", "metric"]).cumcount(), total=total)
+    # of every method the first combinations of each of its metrics, so many that all curves get enough points
+    heads = table.drop_duplicates("curve").sort_values("curve")
+    varies = {metric: part[conditions].nunique(dropna=False) > 1 for metric, part in heads.groupby("metric")}
+    heads = heads.assign(
+        rank=heads.groupby(["method", "metric"]).cumcount(),
+        of=heads.groupby("method")["curve"].transform("size"),
+    )
     most = max(1, min(MOST_CURVES, MOST_VALUES // (3 * FEWEST_POINTS * heads["method"].nunique())))
-    heads = heads.sort_values(["rank", "curve"]).groupby("method", sort=False).head(most).sort_values("curve")
-    per_curve = max(2, min(MOST_POINTS, MOST_VALUES // (3 * len(heads))))
-    table = table[table["curve"].isin(heads["curve"])]
+    heads = heads.sort_values(["rank", "curve"]).groupby("method").head(most)
+    most_points = max(2, min(MOST_POINTS, MOST_VALUES // (3 * len(heads))))
 
+    table = table[table["curve"].isin(heads["curve"])]
     by = table.groupby("curve")
     rows, seeds = by["x"].transform("size"), by["seed"].transform("nunique")
     own = (rows < 1.5 * by["x"].transform("nunique")) & (rows >= 2 * seeds) & (seeds > 1)
-    value = table["value"].where(np.isfinite(table["value"]))
-    table = table.assign(value=value, at=table["x"].where(~own, table.groupby(["curve", "seed"]).cumcount()))
-    stats = table.groupby(["curve", "at"], dropna=False).agg(
-        x=("x", "mean"), mean=("value", "mean"), std=("value", "std"), count=("value", "count"), size=("value", "size")
+    table = table.assign(
+        value=table["value"].where(np.isfinite(table["value"])),
+        at=table["x"].where(~own, table.groupby(["curve", "seed"]).cumcount()),
     )
-    half = stdtrit(np.maximum(stats["count"] - 1, 1), 0.975) * stats["std"] / np.sqrt(stats["count"])
-    stats = stats.assign(half=half.fillna(0), failed=stats["size"] - stats["count"])
-    of_curve = {curve: part for curve, part in stats.groupby("curve", sort=False)}
+    groups = table.groupby(["curve", "at"], dropna=False)
+    stats = groups["value"].agg(["mean", "std", "count", "size"]).assign(x=groups["x"].mean())
+    t = stdtrit(np.maximum(stats["count"] - 1, 1), 0.975)
+    stats["half"] = (t * stats["std"] / np.sqrt(stats["count"])).fillna(0)
+    stats["failed"] = stats["size"] - stats["count"]
+    values = stats[["x", "mean", "half", "failed"]].to_numpy(float)
+    curve = stats.index.get_level_values("curve").to_numpy()
 
-    for method, part in heads.groupby("method", sort=False):
-        points: list[Point] = []
-        names: set[str] = set()
+    for method, part in heads.sort_values("curve").groupby("method"):
+        found: dict[str, list[Point]] = {}
         for head in part.to_dict("records"):
-            given = ((c, head[c]) for c in conditions if head[c] == head[c] and head[c] is not None)
-            label = _name(" ".join(f"{c}:{v:g}" if isinstance(v, float) else f"{c}:{v}" for c, v in given))
-            name = _name(head["metric"]) + (f"/{label}" if label != "_" else "")
-            name = name[:NAME_LENGTH] + (f" {len(names)}" if name[:NAME_LENGTH] in names else "")
-            names.add(name)
-            points += _points(name, of_curve[head["curve"]], per_curve)
-        left_out = int(part["total"].iloc[0]) - len(part)
-        yield str(method), f"{len(part)} of {len(part) + left_out}" if left_out else None, points
+            given = [(c, head[c]) for c in conditions if varies[head["metric"]][c] and pd.notna(head[c])]
+            label = " ".join(f"{c}:{v:g}" if isinstance(v, float) else f"{c}:{v}" for c, v in given)
+            name = (_name(str(head["metric"])) + (f"/{_name(label)}" if label else ""))[:NAME_LENGTH]
+            name += f" {len(found)}" if name in found else ""
+            start, end = np.searchsorted(curve, [head["curve"], head["curve"] + 1])
+            found[name] = list(_points(name, values[start:end], most_points))
+        of = int(part["of"].iloc[0])
+        yield (
+            str(method),
+            f"{len(part)} of {of}" if of > len(part) else None,
+            [point for points in found.values() for point in points],
+        )
 
 
-def _points(name: str, stats: pd.DataFrame, most: int) -> Iterator[Point]:
+def _points(name: str, values: np.ndarray[Any, Any], most: int) -> Iterator[Point]:
+    """The points of a curve from its columns x, mean, half the width of the interval, failed."""
     import numpy as np
 
-    n = len(stats)
-    x = stats["x"].to_numpy(float)
-    integer = bool((np.abs(x) < 2**53).all() and (x == np.rint(x)).all()) and len(set(x.tolist())) == n
+    n = len(values)
+    x = values[:, 0]
+    integer = bool((np.abs(x) < 2**53).all() and (x == np.rint(x)).all() and (np.diff(x) > 0).all())
     steps = x.astype(np.int64) if integer else np.arange(n)
     keep = np.arange(n)
     if n > most:
-        half = np.linspace(0, n - 1, most // 2), np.geomspace(1, n, most - most // 2) - 1
-        keep = np.unique(np.concatenate(half).round().astype(int))
-    mean, h, failed = (stats[c].to_numpy(float)[keep] for c in ("mean", "half", "failed"))
+        spaced = np.linspace(0, n - 1, most // 2), np.geomspace(1, n, most - most // 2) - 1
+        keep = np.unique(np.concatenate(spaced).round().astype(int))
+    x, mean, half, failed = values[keep].T
     series = {"": mean}
-    if (h > 0).any():
-        series |= {" low": mean - h, " high": mean + h}
+    if half.any():
+        series |= {" low": mean - half, " high": mean + half}
     if failed.any():
         series[" failed"] = failed
     if not integer:
-        series[" x"] = x[keep]
-    for suffix, values in series.items():
-        for step, value in zip(steps[keep].tolist(), values.tolist(), strict=True):
+        series[" x"] = x
+    for suffix, column in series.items():
+        for step, value in zip(steps[keep].tolist(), column.tolist(), strict=True):
             if math.isfinite(value):
                 yield name + suffix, value, step
 
 
 def ui(results: Path, port: int, host: str = "127.0.0.1") -> None:
-    """Serve the MLflow UI of the local store until interrupted, on loopback by default; replaces this process."""
+    """Serve the MLflow UI of the local store, on loopback by default; replaces this process."""
     uri = default_uri(results)
     if urlparse(uri).scheme in ("http", "https"):
         raise AtlasError(f"MLFLOW_TRACKING_URI is the server {public(uri)}: open it in a browser")
@@ -419,10 +454,13 @@ def ui(results: Path, port: int, host: str = "127.0.0.1") -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise AtlasError(f"cannot listen on {host}:{port} ({error.strerror}): choose another --port") from None
-    for name, value in SETTINGS.items():
+            raise AtlasError(
+                f"cannot listen on {host}:{port} ({error.strerror}): try another --port"
+            ) from None
+    for name, value in {**SETTINGS, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}.items():
         os.environ.setdefault(name, value)
     print(f"MLflow UI of {public(uri)}: http://{host}:{port}", flush=True)
-    store = ["--backend-store-uri", uri, "--artifacts-destination", (results.resolve() / "mlflow/artifacts").as_uri()]
-    command = [sys.executable, "-m", "mlflow", "server", *store, "--host", host, "--port", str(port), "--workers", "1"]
-    os.execv(sys.executable, command)
+    artifacts = (results.resolve() / "mlflow/artifacts").as_uri()
+    store = ["--backend-store-uri", uri, "--artifacts-destination", artifacts]
+    where = ["--host", host, "--port", str(port), "--workers", "1"]
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", "server", *store, *where])

@@ -66,6 +66,7 @@ def judge(claim: Claim, table: pd.DataFrame, tier: str) -> ClaimVerdict:
         ]
     except AtlasError as error:
         raise AtlasError(f"claim {claim.id}: {error}") from None
+    decided: Verdict | None
     decided, reason = verdict(result, [c.result for c in controls])
     if tier == "smoke":
         decided, reason = None, "the smoke tier gives no verdict"

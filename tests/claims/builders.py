@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 
-def table(values: Array, x: Array, method: str = "A", metric: str = "error", **conditions: object) -> pd.DataFrame:
+def table(
+    values: Array, x: Array, method: str = "A", metric: str = "error", **conditions: object
+) -> pd.DataFrame:
     """values (seeds, X) on x (X,) as a tidy table."""
     seeds, points = values.shape
     return pd.DataFrame(

@@ -25,7 +25,9 @@ def linear(**keys: object) -> LinearRate:
     return LinearRate.model_validate({"metric": "error", **keys})
 
 
-@pytest.mark.parametrize(("rate", "outcome"), [(-0.1, "pass"), (-0.2, "pass"), (-0.05, "fail"), (0.1, "fail")])
+@pytest.mark.parametrize(
+    ("rate", "outcome"), [(-0.1, "pass"), (-0.2, "pass"), (-0.05, "fail"), (0.1, "fail")]
+)
 def test_geometric_decay(rate: float, outcome: str) -> None:
     result = linear(slope=-0.1).evaluate(table(noisy(lambda t: np.exp(rate * t), T, 10, 0.1), T))
     assert result.outcome == outcome and result.estimate == pytest.approx(rate, abs=0.005)
@@ -63,7 +65,9 @@ def test_diverging_run_makes_a_linear_rate_uncertain_or_failed() -> None:
 # speedup
 
 
-def two_methods(fast: float, slow: float, seeds: int = 16, budget: int = 400, noise: float = 0.05) -> pd.DataFrame:
+def two_methods(
+    fast: float, slow: float, seeds: int = 16, budget: int = 400, noise: float = 0.05
+) -> pd.DataFrame:
     """Errors exp(-x / tau): time to reach e^-5 is 5 tau; both methods share each seed's factor."""
     x = np.arange(1.0, budget)
     rng = np.random.default_rng(0)
@@ -74,7 +78,9 @@ def two_methods(fast: float, slow: float, seeds: int = 16, budget: int = 400, no
 
 
 def speedup(**keys: object) -> Speedup:
-    return Speedup.model_validate({"metric": "error", "fast": "fast", "slow": "slow", "target": math.exp(-5), **keys})
+    return Speedup.model_validate(
+        {"metric": "error", "fast": "fast", "slow": "slow", "target": math.exp(-5), **keys}
+    )
 
 
 def test_speedup_of_a_known_factor() -> None:
@@ -154,7 +160,9 @@ def test_null_effect_is_unclear_for_a_claim_and_failed_for_a_control() -> None:
 
 
 def test_worst_baseline_decides() -> None:
-    rows = pd.concat([pair(0.5), pair(0.0).query("method == 'A'").assign(method="C", value=lambda r: r.value - 5)])
+    rows = pd.concat(
+        [pair(0.5), pair(0.0).query("method == 'A'").assign(method="C", value=lambda r: r.value - 5)]
+    )
     result = comparison(baselines=["B", "C"]).evaluate(rows)
     assert result.outcome == "fail" and set(result.groups) == {"B", "C"}
 
@@ -175,7 +183,9 @@ def test_share_of_a_gain() -> None:
     assert comparison(share_of="full", margin=0.9).evaluate(rows).outcome == "fail"
 
 
-@pytest.mark.parametrize(("at", "value"), [("last", 3), ("first", 1), ("min", 1), ("max", 3), ("mean", 2), (2, 2)])
+@pytest.mark.parametrize(
+    ("at", "value"), [("last", 3), ("first", 1), ("min", 1), ("max", 3), ("mean", 2), (2, 2)]
+)
 def test_reduction_of_a_run(at: str | float, value: float) -> None:
     rows = pd.concat([table(np.tile([1.0, 2, 3], (5, 1)), np.array([1.0, 2, 4]), m) for m in "AB"])
     wide = st.reduce(rows, at, "method")
@@ -216,7 +226,13 @@ GRID = np.linspace(2, 30, 12)
 def test_each_form_beats_clearly_different_rivals_and_not_itself(form: Form, score: str) -> None:
     curve = FORMS[form]
     rows = table(noisy(curve, GRID, 12, 0.01), GRID)  # type: ignore[arg-type]
-    rivals = {"constant": "linear", "linear": "log", "log": "linear", "sqrt": "exponential", "log_power": "exponential"}
+    rivals = {
+        "constant": "linear",
+        "linear": "log",
+        "log": "linear",
+        "sqrt": "exponential",
+        "log_power": "exponential",
+    }
     rival = rivals.get(form, "linear")
     claimed = Scaling.model_validate({"metric": "error", "form": form, "rivals": [rival], "score": score})
     swapped = Scaling.model_validate({"metric": "error", "form": rival, "rivals": [form], "score": score})
@@ -227,9 +243,13 @@ def test_each_form_beats_clearly_different_rivals_and_not_itself(form: Form, sco
 
 def test_scaling_errors_say_what_is_missing() -> None:
     with pytest.raises(AtlasError, match="needs x > 1"):
-        Scaling(metric="error", form="log_power", rivals=["linear"]).evaluate(table(np.ones((5, 9)), np.arange(1.0, 10)))
+        Scaling(metric="error", form="log_power", rivals=["linear"]).evaluate(
+            table(np.ones((5, 9)), np.arange(1.0, 10))
+        )
     with pytest.raises(AtlasError, match="at least 5 values"):
-        Scaling(metric="error", form="log", rivals=["linear"]).evaluate(table(np.ones((5, 3)), np.arange(1.0, 4)))
+        Scaling(metric="error", form="log", rivals=["linear"]).evaluate(
+            table(np.ones((5, 3)), np.arange(1.0, 4))
+        )
 
 
 # equality
@@ -254,7 +274,9 @@ def test_two_one_sided_tests(gain: float, outcome: str) -> None:
 # bound
 
 
-@pytest.mark.parametrize(("k", "n", "low", "high"), [(0, 59, 0, 0.06062), (0, 30, 0, 0.11570), (5, 10, 0.18709, 0.81291)])
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"), [(0, 59, 0, 0.06062), (0, 30, 0, 0.11570), (5, 10, 0.18709, 0.81291)]
+)
 def test_clopper_pearson_known_values(k: int, n: int, low: float, high: float) -> None:
     assert st.clopper_pearson(k, n, 0.95) == pytest.approx((low, high), abs=2e-5)
     if k == 0:  # the closed form without a success
@@ -288,7 +310,13 @@ def test_bound_from_a_column_and_claimed_fraction() -> None:
 def sides() -> dict[str, object]:
     return {
         "below": {"kind": "bound", "where": {"side": "below"}, "limit": 1.0, "resolution": 0.1},
-        "above": {"kind": "bound", "where": {"side": "above"}, "limit": 1.0, "side": "at_least", "resolution": 0.1},
+        "above": {
+            "kind": "bound",
+            "where": {"side": "above"},
+            "limit": 1.0,
+            "side": "at_least",
+            "resolution": 0.1,
+        },
     }
 
 
@@ -319,7 +347,9 @@ def test_phase_names_the_side_at_fault() -> None:
 
 
 def result(outcome: str) -> Result:
-    return Result.model_validate(dict(outcome=outcome, quantity="q", criterion="c", estimate=0, low=0, high=0))
+    return Result.model_validate(
+        dict(outcome=outcome, quantity="q", criterion="c", estimate=0, low=0, high=0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -347,6 +377,8 @@ def test_a_result_survives_json_with_infinities() -> None:
 
 
 def test_runs_must_share_a_grid() -> None:
-    rows = pd.concat([table(np.ones((5, 4)), np.arange(1.0, 5)), table(np.ones((5, 3)), np.arange(1.0, 4), "B")])
+    rows = pd.concat(
+        [table(np.ones((5, 4)), np.arange(1.0, 5)), table(np.ones((5, 3)), np.arange(1.0, 4), "B")]
+    )
     with pytest.raises(AtlasError, match="do not share one grid"):
         Scaling(metric="error", form="log", rivals=["linear"]).evaluate(rows)

@@ -110,7 +110,10 @@ def test_groups_are_judged_one_by_one() -> None:
 
     rows = pd.concat([measured(-0.6).assign(d=1), measured(-0.2).assign(d=2)])
     result = rate(per=["d"]).evaluate(rows)
-    assert result.outcome == "fail" and {g: r.outcome for g, r in result.groups.items()} == {"d=1": "pass", "d=2": "fail"}
+    assert result.outcome == "fail" and {g: r.outcome for g, r in result.groups.items()} == {
+        "d=1": "pass",
+        "d=2": "fail",
+    }
     with pytest.raises(AtlasError, match="no measurement has d = 3"):
         rate(where={"d": 3}).evaluate(rows)
     with pytest.raises(AtlasError, match="no column 'dd'"):

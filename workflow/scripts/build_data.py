@@ -71,7 +71,9 @@ def fashion_mnist(debian: Path) -> Arrays:
 
 def kjv(debian: Path) -> Arrays:
     program, library = debian / "usr/bin/bible", debian / "usr/lib"
-    verses = subprocess.run([program, "-p", library, "-f", "-l", "10000", "gen1:1-rev22:21"], capture_output=True, check=True)
+    verses = subprocess.run(
+        [program, "-p", library, "-f", "-l", "10000", "gen1:1-rev22:21"], capture_output=True, check=True
+    )
     text = re.sub(r"^\w+:\d+ +", "", verses.stdout.decode("ascii"), flags=re.MULTILINE).strip() + "\n"
     return {"text": np.frombuffer(text.encode("ascii"), np.uint8)}
 
@@ -80,7 +82,9 @@ def from_scikit_learn(name: str) -> Arrays:
     import sklearn.datasets
 
     if sklearn.__version__ != SCIKIT_LEARN:
-        sys.exit(f"scikit-learn {SCIKIT_LEARN} is needed, this is {sklearn.__version__}: pip install -r requirements.lock")
+        sys.exit(
+            f"scikit-learn {SCIKIT_LEARN} is needed, this is {sklearn.__version__}: pip install -r requirements.lock"
+        )
     found = getattr(sklearn.datasets, f"load_{name}")()
     if name == "digits":
         return {"x": found.data.astype(np.uint8), "y": found.target.astype(np.uint8)}
@@ -101,9 +105,15 @@ def npz(arrays: Arrays) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--to", type=Path, default=ROOT / "data", help="folder to write [data]")
-    parser.add_argument("--write-dvc", action="store_true", help="write the new hashes to data.dvc (then: dvc commit, dvc push)")
+    parser.add_argument(
+        "--write-dvc",
+        action="store_true",
+        help="write the new hashes to data.dvc (then: dvc commit, dvc push)",
+    )
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,16 @@ ROOT = Path(__file__).parents[2]
 
 
 def compile_lock(lock: Path, *args: str) -> None:
-    command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--universal", "--python-version=3.11"]
+    command = [
+        sys.executable,
+        "-m",
+        "uv",
+        "pip",
+        "compile",
+        "pyproject.toml",
+        "--universal",
+        "--python-version=3.11",
+    ]
     command += ["--fork-strategy=fewest", "--no-header", "--no-annotate", "--quiet", *args]
     pins = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     # the markers of torch only tell a local CPU build from the registry's, at the same version
@@ -28,8 +37,17 @@ def environment(direct: list[str], lock: Path) -> str:
     """A conda environment with the direct dependencies at the lock's versions, from PyPI."""
     pins = dict(line.split(" ;")[0].split("==") for line in lock.read_text().splitlines() if "==" in line)
     names = sorted({re.split(r"[=<>;\[ ]", d)[0].lower() for d in direct})
-    head = ["# made by `make lock`; `snakemake` works in it as it is, the atlas command after `pip install --no-deps -e .`"]
-    head += ["name: convergence-atlas", "channels: [conda-forge]", "dependencies:", "  - python=3.11", "  - pip", "  - pip:"]
+    head = [
+        "# made by `make lock`; `snakemake` works in it as it is, the atlas command after `pip install --no-deps -e .`"
+    ]
+    head += [
+        "name: convergence-atlas",
+        "channels: [conda-forge]",
+        "dependencies:",
+        "  - python=3.11",
+        "  - pip",
+        "  - pip:",
+    ]
     return "\n".join(head + [f"      - {name}=={pins[name]}" for name in names]) + "\n"
 
 

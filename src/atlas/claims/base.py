@@ -29,9 +29,13 @@ class Result(BaseModel):
     high: float
     level: float = 0.95
     claimed: float | None = Field(None, description="the paper's own number, where it states one")
-    reason: str = Field("", description="why the outcome is not a plain pass or fail; failed runs; choices made")
+    reason: str = Field(
+        "", description="why the outcome is not a plain pass or fail; failed runs; choices made"
+    )
     detail: dict[str, Any] = Field(default_factory=dict, description="fit parameters the figure draws (JSON)")
-    groups: dict[str, Result] = Field(default_factory=dict, description="one result per group of `per`, or per side")
+    groups: dict[str, Result] = Field(
+        default_factory=dict, description="one result per group of `per`, or per side"
+    )
 
 
 class Test(BaseModel):
@@ -50,7 +54,9 @@ class Test(BaseModel):
     where: Where = Field(default_factory=dict)
     per: list[str] = Field(default_factory=list)
     level: float = Field(0.95, gt=0.5, lt=1)
-    min_seeds: int = Field(5, ge=1, description="with fewer seeds the outcome is 'unclear', whatever the numbers")
+    min_seeds: int = Field(
+        5, ge=1, description="with fewer seeds the outcome is 'unclear', whatever the numbers"
+    )
 
     def evaluate(self, table: pd.DataFrame) -> Result:
         """Test the rows of `table` that `where` selects, group by group.
@@ -61,8 +67,10 @@ class Test(BaseModel):
         if not self.per:
             return self.test(rows)
         groups = {
-            ", ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-                      for name, value in zip(self.per, key, strict=True)): self.test(group)
+            ", ".join(
+                f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+                for name, value in zip(self.per, key, strict=True)
+            ): self.test(group)
             for key, group in rows.groupby(self.per, sort=True)
         }
         return worst(groups)
@@ -100,15 +108,21 @@ def select(table: pd.DataFrame, where: Where) -> pd.DataFrame:
     rows = table
     for column, wanted in where.items():
         if column not in table.columns:
-            raise AtlasError(f"the measurements have no column '{column}' (they have {', '.join(table.columns)})")
+            raise AtlasError(
+                f"the measurements have no column '{column}' (they have {', '.join(table.columns)})"
+            )
         rows = rows[rows[column].isin(wanted if isinstance(wanted, list) else [wanted])]
         if rows.empty:
             values = ", ".join(map(str, table[column].drop_duplicates().tolist()[:12]))
-            raise AtlasError(f"no measurement has {column} = {wanted} besides the earlier conditions ({column}: {values})")
+            raise AtlasError(
+                f"no measurement has {column} = {wanted} besides the earlier conditions ({column}: {values})"
+            )
     return rows
 
 
-def decide(low: float, high: float, at_least: float = float("-inf"), at_most: float = float("inf")) -> Outcome:
+def decide(
+    low: float, high: float, at_least: float = float("-inf"), at_most: float = float("inf")
+) -> Outcome:
     """'pass' if the interval lies inside [at_least, at_most], 'fail' if outside, 'unclear' if it straddles."""
     if low >= at_least and high <= at_most:
         return "pass"
@@ -137,5 +151,7 @@ def worst(groups: dict[str, Result]) -> Result:
     name = min(groups, key=lambda g: _ORDER[groups[g].outcome])
     decisive = groups[name]
     passed = sum(r.outcome == "pass" for r in groups.values())
-    reason = f"{passed} of {len(groups)} groups pass; shown: {name}" + (f" ({decisive.reason})" if decisive.reason else "")
+    reason = f"{passed} of {len(groups)} groups pass; shown: {name}" + (
+        f" ({decisive.reason})" if decisive.reason else ""
+    )
     return decisive.model_copy(update={"reason": reason, "groups": groups})

@@ -49,7 +49,9 @@ class Bound(Test):
             label = st.runs(rows, ignore=[self.limit] if isinstance(self.limit, str) else [])
         else:
             label = rows.groupby(["seed", *self.instance], dropna=False).ngroup()
-        worst_excess = rows.assign(excess=np.where(np.isfinite(excess), excess, np.inf)).groupby(label)["excess"].max()
+        worst_excess = (
+            rows.assign(excess=np.where(np.isfinite(excess), excess, np.inf)).groupby(label)["excess"].max()
+        )
         margin = worst_excess.to_numpy(float)
         violations, n = int((margin > self.slack).sum()), len(margin)
         low, high = st.clopper_pearson(violations, n, self.level)
@@ -67,7 +69,9 @@ class Bound(Test):
             "violations": violations,
             "instances": n,
             "worst": worst_margin,
-            "quantiles": np.quantile(finite, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]).tolist() if len(finite) else [],
+            "quantiles": np.quantile(finite, [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]).tolist()
+            if len(finite)
+            else [],
         }
         return Result(
             outcome=outcome,

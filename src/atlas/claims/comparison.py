@@ -40,7 +40,11 @@ class Comparison(Test):
     def as_control(self, result: Result) -> Result:
         """A control of a comparison is a null effect, whose interval should hold zero: no gain shown is a failure."""
         few = result.reason.startswith("only ") or "; only " in result.reason
-        return result.model_copy(update={"outcome": "fail"}) if result.outcome == "unclear" and not few else result
+        return (
+            result.model_copy(update={"outcome": "fail"})
+            if result.outcome == "unclear" and not few
+            else result
+        )
 
     def test(self, rows: pd.DataFrame) -> Result:
         import numpy as np
@@ -62,7 +66,11 @@ class Comparison(Test):
                 difference = sign * (a - b)
             difference = np.where(np.isnan(difference), 0.0, difference)  # both failed: a tie
             failed = int(np.isinf(a).sum()), int(np.isinf(b).sum())
-            reasons = [f"failed runs: {failed[0]} of {self.method}, {failed[1]} of {baseline}"] if any(failed) else []
+            reasons = (
+                [f"failed runs: {failed[0]} of {self.method}, {failed[1]} of {baseline}"]
+                if any(failed)
+                else []
+            )
             n = len(difference)
             quantity = f"{self.metric}: gain of {self.method} over {baseline}"
             if self.share_of is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -59,12 +59,19 @@ class Equality(Test):
             if self.relative:
                 values = values / np.abs(reference.mean())
             means = values
-            quantity = f"{self.metric}: {self.method} - {self.reference}" + (" (relative)" if self.relative else "")
+            quantity = f"{self.metric}: {self.method} - {self.reference}" + (
+                " (relative)" if self.relative else ""
+            )
         off = np.abs(values - self.value)
         failed = int((~np.isfinite(values)).sum())
         reasons = [f"{failed} of {len(values)} values are not finite"] if failed else []
         kept = values[np.argsort(-np.where(np.isfinite(off), off, np.inf))[st.thin(len(values), 200)]]
-        detail = {"values": kept.tolist(), "tolerance": self.tolerance, "value": self.value, "statistic": self.statistic}
+        detail = {
+            "values": kept.tolist(),
+            "tolerance": self.tolerance,
+            "value": self.value,
+            "statistic": self.statistic,
+        }
         if self.statistic == "max":
             worst_off = float(np.inf if failed else off.max())
             return Result(
@@ -74,11 +81,22 @@ class Equality(Test):
                 claimed=self.value, reason="; ".join(reasons), detail=detail,
             )  # fmt: skip
         bounds = {"at_least": self.value - self.tolerance, "at_most": self.value + self.tolerance}
-        common = {"quantity": f"mean {quantity}", "criterion": interval_text(**bounds), "claimed": self.value}
+        common: dict[str, Any] = {
+            "quantity": f"mean {quantity}",
+            "criterion": interval_text(**bounds),
+            "claimed": self.value,
+        }
         level = 2 * self.level - 1  # two one-sided tests at 1 - level each (Schuirmann 1987)
         if failed:
             return Result(
-                outcome="fail", estimate=np.inf, low=np.inf, high=np.inf, level=level, reason=reasons[0], detail=detail, **common
+                outcome="fail",
+                estimate=np.inf,
+                low=np.inf,
+                high=np.inf,
+                level=level,
+                reason=reasons[0],
+                detail=detail,
+                **common,
             )
         estimate, low, high = st.mean_interval(means, level)
         outcome = decide(low, high, **bounds)
@@ -86,5 +104,12 @@ class Equality(Test):
             outcome = "unclear"
             reasons.append(f"only {len(means)} runs, at least {self.min_seeds} are needed")
         return Result(
-            outcome=outcome, estimate=estimate, low=low, high=high, level=level, reason="; ".join(reasons), detail=detail, **common
+            outcome=outcome,
+            estimate=estimate,
+            low=low,
+            high=high,
+            level=level,
+            reason="; ".join(reasons),
+            detail=detail,
+            **common,
         )

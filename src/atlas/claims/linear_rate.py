@@ -26,10 +26,14 @@ class LinearRate(Test):
 
     kind: Literal["linear_rate"] = "linear_rate"
     slope: float | None = Field(None, description="claimed slope of log(metric) per unit x (negative)")
-    order: float | None = Field(None, description="claimed superlinear order, e.g. 2 for quadratic; excludes `slope`")
+    order: float | None = Field(
+        None, description="claimed superlinear order, e.g. 2 for quadratic; excludes `slope`"
+    )
     tolerance: float = Field(0.05, ge=0)
     steadiness: float = Field(0.5, ge=0, le=1)
-    floor: float = Field(0.0, ge=0, description="values <= floor are rounding noise: the tail ends before the first")
+    floor: float = Field(
+        0.0, ge=0, description="values <= floor are rounding noise: the tail ends before the first"
+    )
     tail: Literal["auto", "all"] | tuple[float, float] = "auto"
     x: str = "x"
 
@@ -80,7 +84,12 @@ class LinearRate(Test):
         else:
             bounds = {"at_least": claimed - self.tolerance * abs(claimed)}
             quantity = f"order: slope of log e(k+1) on log e(k), e = {self.metric}"
-        common = {"quantity": quantity, "criterion": interval_text(**bounds), "level": self.level, "claimed": claimed}
+        common: dict[str, Any] = {
+            "quantity": quantity,
+            "criterion": interval_text(**bounds),
+            "level": self.level,
+            "claimed": claimed,
+        }
         detail = _shown(rows, self.x, self.level)
         if drawn:
             middle_run = drawn[int(np.argsort([d[0] for d in drawn])[len(drawn) // 2])]
@@ -106,12 +115,20 @@ class LinearRate(Test):
                 )
             elif outcome == "pass" and np.median(bends) > 2:
                 outcome = "fail"
-                reasons.append("not geometric: log or square root of x describes the decay at least twice as well")
+                reasons.append(
+                    "not geometric: log or square root of x describes the decay at least twice as well"
+                )
         if len(rates) < self.min_seeds:
             outcome = "unclear"
             reasons.append(f"only {len(rates)} seeds, at least {self.min_seeds} are needed")
         return Result(
-            outcome=outcome, estimate=estimate, low=low, high=high, reason="; ".join(reasons), detail=detail, **common
+            outcome=outcome,
+            estimate=estimate,
+            low=low,
+            high=high,
+            reason="; ".join(reasons),
+            detail=detail,
+            **common,
         )
 
 

@@ -39,8 +39,15 @@ class Phase(Test):
         for name, side in self.sides.items():
             kind = side.get("kind")
             if kind not in KINDS or kind == "phase":
-                raise ValueError(f"sides.{name}: " + str(unknown("claim kind", str(kind), sorted(set(KINDS) - {"phase"}))))
-            inherited = {"metric": self.metric, "per": self.per, "min_seeds": self.min_seeds, "level": self.level}
+                raise ValueError(
+                    f"sides.{name}: " + str(unknown("claim kind", str(kind), sorted(set(KINDS) - {"phase"})))
+                )
+            inherited = {
+                "metric": self.metric,
+                "per": self.per,
+                "min_seeds": self.min_seeds,
+                "level": self.level,
+            }
             merged = {**inherited, **side, "where": {**self.where, **side.get("where", {})}}
             try:
                 made[name] = KINDS[kind].model_validate(merged)
@@ -58,15 +65,25 @@ class Phase(Test):
 
     def control(self, replace: dict[str, Any]) -> Phase:
         if extra := sorted(set(replace) - self.SELECTION):
-            raise AtlasError(f"a control may only change {', '.join(sorted(self.SELECTION))}; it changes {', '.join(extra)}")
+            raise AtlasError(
+                f"a control may only change {', '.join(sorted(self.SELECTION))}; it changes {', '.join(extra)}"
+            )
         sides = dict(self.sides)
         tests = self.tests()
         for name, changes in replace.get("sides", {}).items():
             if name not in sides:
                 raise unknown("side", name, sides)
             if extra := sorted(set(changes) - tests[name].SELECTION):
-                raise AtlasError(f"sides.{name}: a control may only change the selection; it changes {', '.join(extra)}")
-            sides[name] = {**sides[name], **changes, "where": {**sides[name].get("where", {}), **changes.get("where", {})}}
+                raise AtlasError(
+                    f"sides.{name}: a control may only change the selection; it changes {', '.join(extra)}"
+                )
+            sides[name] = {
+                **sides[name],
+                **changes,
+                "where": {**sides[name].get("where", {}), **changes.get("where", {})},
+            }
         if where := replace.get("where"):
-            sides = {name: {**side, "where": {**side.get("where", {}), **where}} for name, side in sides.items()}
+            sides = {
+                name: {**side, "where": {**side.get("where", {}), **where}} for name, side in sides.items()
+            }
         return self.model_copy(update={"sides": sides, "metric": replace.get("metric", self.metric)})

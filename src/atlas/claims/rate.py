@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -32,7 +32,9 @@ class Rate(Test):
     log_power: float = Field(0.0, description="fit metric / log(x)^log_power instead of metric")
     average: Literal["mean", "median", "geometric"] = "mean"
     x: str = Field("x", description="the column on the horizontal axis (a condition column may be named)")
-    floor: float = Field(0.0, ge=0, description="points whose average is <= floor are numerical noise and left out")
+    floor: float = Field(
+        0.0, ge=0, description="points whose average is <= floor are numerical noise and left out"
+    )
 
     def test(self, rows: pd.DataFrame) -> Result:
         import numpy as np
@@ -54,19 +56,25 @@ class Rate(Test):
         }[self.form]
         criterion = interval_text(**bounds)
         log = f" / log({self.x})^{self.log_power:g}" if self.log_power else ""
-        common = {
+        common: dict[str, Any] = {
             "quantity": f"slope of log({self.metric}{log}) on log({self.x})",
             "criterion": criterion,
             "level": self.level,
             "claimed": self.exponent,
         }
 
-        failed = ~np.isfinite(values).all(1)
+        failed = np.logical_not(np.isfinite(values).all(axis=1))
         reasons = [f"{failed.sum()} of {len(failed)} runs diverged"] if failed.any() else []
         if failed.all():
             worst = sign * np.inf
             return Result(
-                outcome="fail", estimate=worst, low=worst, high=worst, reason=reasons[0], detail=shown, **common
+                outcome="fail",
+                estimate=worst,
+                low=worst,
+                high=worst,
+                reason=reasons[0],
+                detail=shown,
+                **common,
             )
         mean = st.average(values[~failed], self.average)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -74,7 +82,9 @@ class Rate(Test):
         keep = np.flatnonzero(mean > self.floor)
         if len(keep) < len(mean) and len(keep):
             keep = np.arange(keep[0], np.flatnonzero(~(mean[keep[0] :] > self.floor))[0] + keep[0])
-            reasons.append(f"points from {self.x} = {x[keep[-1]]:g} on are at the rounding floor and left out")
+            reasons.append(
+                f"points from {self.x} = {x[keep[-1]]:g} on are at the rounding floor and left out"
+            )
         if isinstance(self.tail, tuple):
             keep = keep[(x[keep] >= self.tail[0] * (1 - 1e-9)) & (x[keep] <= self.tail[1] * (1 + 1e-9))]
         elif self.tail == "auto" and len(keep):
@@ -108,5 +118,11 @@ class Rate(Test):
             "log_power": self.log_power,
         }
         return Result(
-            outcome=outcome, estimate=float(slope), low=low, high=high, reason="; ".join(reasons), detail=detail, **common
+            outcome=outcome,
+            estimate=float(slope),
+            low=low,
+            high=high,
+            reason="; ".join(reasons),
+            detail=detail,
+            **common,
         )

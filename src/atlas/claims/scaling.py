@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from atlas.claims.statistics import Array
 
-Form = Literal["constant", "log", "log_power", "linear", "sqrt", "quadratic", "power", "exponential", "inverse"]
+Form = Literal[
+    "constant", "log", "log_power", "linear", "sqrt", "quadratic", "power", "exponential", "inverse"
+]
 
 
 class Scaling(Test):
@@ -56,7 +58,7 @@ class Scaling(Test):
             raise AtlasError(f"the form log_power needs {self.x} > 1")
         if len(x) < 5:
             raise AtlasError(f"a functional form needs at least 5 values of {self.x}; there are {len(x)}")
-        common = {
+        common: dict[str, Any] = {
             "quantity": f"worst lead of '{self.form}' over {' and '.join(self.rivals)} ({self.score})",
             "criterion": f"> {self.margin:g}",
             "level": self.level,
@@ -78,7 +80,10 @@ class Scaling(Test):
         if len(values) < self.min_seeds:
             outcome, reason = "unclear", f"only {len(values)} seeds, at least {self.min_seeds} are needed"
         detail |= {
-            "forms": {name: _fit(name, x, mean[None], x, _weights(mean[None], spread, self.score))[0].tolist() for name in names},
+            "forms": {
+                name: _fit(name, x, mean[None], x, _weights(mean[None], spread, self.score))[0].tolist()
+                for name in names
+            },
             "form_x": x.tolist(),
             "scores": {name: float(s[0]) for name, s in scores.items()},
             "claimed": self.form,

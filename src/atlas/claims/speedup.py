@@ -10,8 +10,9 @@ from atlas.claims.base import Result, Scalar, Test, decide, interval_text
 from atlas.errors import AtlasError
 
 if TYPE_CHECKING:
-    from atlas.claims.statistics import Array
     import pandas as pd
+
+    from atlas.claims.statistics import Array
 
 
 class Speedup(Test):
@@ -32,7 +33,9 @@ class Speedup(Test):
     slow: Scalar
     by: str = Field("method", description="the column that holds `fast` and `slow`")
     target: float
-    relative: Literal["no", "initial"] = Field("no", description="'initial': target is a fraction of the first value")
+    relative: Literal["no", "initial"] = Field(
+        "no", description="'initial': target is a fraction of the first value"
+    )
     reach: Literal["below", "above"] = "below"
     factor: float | str = 1.0
     tolerance: float = Field(0.1, ge=0)
@@ -131,5 +134,7 @@ def _crossing(x: Array, y: Array, i: int, target: float) -> float:
 
     if i == 0 or not np.isfinite(y[i - 1]) or y[i] == y[i - 1]:
         return float(x[i])
-    a, b, c = (np.log([y[i - 1], y[i], target])) if min(y[i - 1], y[i], target) > 0 else (y[i - 1], y[i], target)
+    a, b, c = (
+        (np.log([y[i - 1], y[i], target])) if min(y[i - 1], y[i], target) > 0 else (y[i - 1], y[i], target)
+    )
     return float(x[i - 1] + (x[i] - x[i - 1]) * (c - a) / (b - a))

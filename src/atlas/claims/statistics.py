@@ -142,7 +142,9 @@ def straight_from(u: Array, v: Array, tolerance: float = 0.05, least: int = 4, l
         agree = True
         for part in (slice(start, middle), slice(min(middle, len(u) - 2), None)):
             slope, se = _slope(u[part], v[part])
-            agree &= abs(slope - reference) <= max(tolerance, tolerance * abs(reference)) + 2 * np.hypot(se, error)
+            agree &= abs(slope - reference) <= max(tolerance, tolerance * abs(reference)) + 2 * np.hypot(
+                se, error
+            )
         if agree and max(_residual(u[start:], v[start:])) < 6:
             return start
     return last
@@ -225,8 +227,14 @@ def reduce(rows: pd.DataFrame, at: str | float, by: str, ignore: Sequence[str] =
 
 def _pair(single: pd.Series, keys: list[str], by: str) -> pd.DataFrame:
     frame = single.reset_index()
-    shared = [k for k in keys if k == "seed" or frame.groupby(k, dropna=False)[by].nunique().min() == frame[by].nunique()]
-    return frame.pivot_table(index=shared or ["seed"], columns=by, values="value", aggfunc="last", dropna=False)
+    shared = [
+        k
+        for k in keys
+        if k == "seed" or frame.groupby(k, dropna=False)[by].nunique().min() == frame[by].nunique()
+    ]
+    return frame.pivot_table(
+        index=shared or ["seed"], columns=by, values="value", aggfunc="last", dropna=False
+    )
 
 
 def clopper_pearson(k: int, n: int, level: float) -> tuple[float, float]:

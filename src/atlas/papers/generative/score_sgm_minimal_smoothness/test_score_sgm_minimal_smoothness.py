@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ def test_path_kl_of_a_gaussian_against_the_definition() -> None:
     v, times = 0.3, np.array([2.0, 1.0, 0.4, 0.1])
     phi = gaussian_phi(v)
     total = 0.0
-    for u, end in zip(times[:-1], times[1:], strict=True):
+    for u, end in itertools.pairwise(times):
         t = np.linspace(end, u, 20001)
         s2, s2u = 1 / phi(t), 1 / phi(np.array([u]))
         covariance = np.exp(-(u - t)) * s2

@@ -6,6 +6,7 @@ regression and on Fashion-MNIST, with Newton-Schulz. Seeds, horizons and step si
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,11 +29,10 @@ class Setting:
     quiet_horizons: tuple[int, ...] = (512, 1024, 2048, 4096, 8192, 16384, 32768)  # without noise
     seeds: int = 8
     width: int = 32  # of the networks
-    regression_steps: int = 600
-    image_steps: int = 200
+    regression_steps: int = 400
+    image_steps: int = 150
     batch: int = 64
-    compared: int = 24  # seeds of the comparisons
-    tuned: int = 5  # other seeds, on which the step sizes are chosen
+    compared: int = 12  # seeds of the comparisons
     rates: tuple[float, ...] = (
         0.01,
         0.03,
@@ -243,7 +243,7 @@ def forward(parameters: list[Tensor], x: Tensor) -> Tensor:
 
 def initial(sizes: tuple[int, ...], B: int, generator: torch.Generator, device: torch.device) -> list[Tensor]:
     parameters = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(sizes):
         W = torch.randn(B, outputs, inputs, generator=generator, device=device) / inputs**0.5
         parameters += [W, torch.zeros(B, 1, outputs, device=device)]
     return parameters
@@ -281,14 +281,16 @@ def train(
     return [p.detach() for p in parameters]
 
 
-def regression_task(setting: Setting, B: int, generator: torch.Generator, device: torch.device):
-    """Fit a sum of sines on [-1, 1]^2 with random frequencies, one function per run. Returns loss, test error and sizes."""
-    w = 4 * torch.randn(B, 2, 5, generator=generator, device=device)
-    phase = 6.28 * torch.rand(B, 1, 5, generator=generator, device=device)
+def regression_task(setting: Setting, S: int, R: int, generator: torch.Generator, device: torch.device):
+    """Fit a sum of sines on [-1, 1]^2 with random frequencies, one function per seed, the same for all R
+    step sizes. Returns loss and test error of R * S networks, and their sizes."""
+    w = 4 * torch.randn(S, 2, 5, generator=generator, device=device)
+    phase = 6.28 * torch.rand(S, 1, 5, generator=generator, device=device)
 
     def points(n: int) -> tuple[Tensor, Tensor]:
-        x = torch.rand(B, n, 2, generator=generator, device=device) * 2 - 1
-        return x, torch.sin(x @ w + phase).mean(-1, keepdim=True)
+        x = torch.rand(S, n, 2, generator=generator, device=device) * 2 - 1
+        y = torch.sin(x @ w + phase).mean(-1, keepdim=True)
+        return x.repeat(R, 1, 1), y.repeat(R, 1, 1)
 
     x_test, y_test = points(1000)
 
@@ -303,7 +305,7 @@ def regression_task(setting: Setting, B: int, generator: torch.Generator, device
     )
 
 
-def image_task(setting: Setting, B: int, generator: torch.Generator, device: torch.device):
+def image_task(setting: Setting, S: int, R: int, generator: torch.Generator, device: torch.device):
     """Classify Fashion-MNIST at half resolution."""
     sets = []
     for split in ("train", "test"):
@@ -318,11 +320,11 @@ def image_task(setting: Setting, B: int, generator: torch.Generator, device: tor
     (x, y), (x_test, y_test) = sets
 
     def loss(parameters: list[Tensor]) -> Tensor:
-        i = torch.randint(len(x), (B, setting.batch), generator=generator, device=device)
+        i = torch.randint(len(x), (S, setting.batch), generator=generator, device=device).repeat(R, 1)
         return cross_entropy(forward(parameters, x[i]), y[i])
 
     def test(parameters: list[Tensor]) -> Tensor:
-        return cross_entropy(forward(parameters, x_test.expand(B, -1, -1)), y_test.expand(B, -1))
+        return cross_entropy(forward(parameters, x_test.expand(R * S, -1, -1)), y_test.expand(R * S, -1))
 
     return loss, test, (x.shape[1], setting.width, setting.width, 10)
 
@@ -333,35 +335,25 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def comparisons(setting: Setting, run: Run, add: Callable[..., None]) -> None:
-    """Test loss of every method at its best step size, chosen on other seeds from equally many."""
+    """Test loss of every method; the step size of each seed is the best one on all the other seeds."""
     unit = {"AdaGO": 1.0, "AdaGO, v held": 1.0, "Muon": 0.1, "Adam": 0.03}
-    grid = torch.tensor(setting.rates, device=run.device)
+    S, grid = setting.compared, torch.tensor(setting.rates, device=run.device)
     tasks = {
         "function regression": (regression_task, setting.regression_steps),
         "Fashion-MNIST": (image_task, setting.image_steps),
     }
     for task, (make, steps) in tasks.items():
         for method in run.progress(list(unit), task):
-            results = {}
-            for purpose, seeds in (("tuning", setting.tuned), ("report", setting.compared)):
-                rate = (
-                    grid.repeat_interleave(seeds) * unit[method]
-                    if purpose == "tuning"
-                    else results["best"].expand(seeds)
-                )
-                generator = run.generator(
-                    task, purpose
-                )  # the same tasks, starts and batches for every method
-                loss, test, sizes = make(setting, len(rate), generator, run.device)
-                trained = train(method, rate, initial(sizes, len(rate), generator, run.device), loss, steps)
-                results[purpose] = test(trained)
-                if purpose == "tuning":
-                    mean = results["tuning"].reshape(-1, seeds).mean(1).nan_to_num(nan=torch.inf)
-                    results["best"] = grid[mean.argmin()] * unit[method]
-            add(method, "test loss", x=steps, value=results["report"], case=task)
-            add(
-                method, "step size chosen", x=steps, value=results["best"].expand(setting.compared), case=task
-            )
+            rate = grid.repeat_interleave(S) * unit[method]
+            generator = run.generator(task)  # the same tasks, starts and batches for every method
+            loss, test, sizes = make(setting, S, len(grid), generator, run.device)
+            start = [p.repeat(len(grid), 1, 1) for p in initial(sizes, S, generator, run.device)]
+            losses = test(train(method, rate, start, loss, steps)).reshape(-1, S)
+            # (rates, seeds): the sum over the other seeds; one that diverged rules a rate out
+            others = (losses.sum(1, keepdim=True) - losses).nan_to_num(nan=torch.inf)
+            best = others.argmin(0)
+            add(method, "test loss", x=steps, value=losses[best, range(S)], case=task)
+            add(method, "step size chosen", x=steps, value=grid[best] * unit[method], case=task)
 
 
 def measure(setting: Setting, run: Run) -> pd.DataFrame:
