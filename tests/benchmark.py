@@ -56,7 +56,9 @@ def inside(project: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--papers", type=int, default=54)
     parser.add_argument("--few", type=int, default=4)
     options = parser.parse_args()
@@ -65,7 +67,10 @@ def main() -> None:
         for n in (options.few, options.papers):
             project = copy(Path(folder), n)
             outside[n] = snakemake(project) - inside(project)
-            print(f"{n:4} papers: {outside[n]:6.1f} CPU s outside measure, {inside(project):.1f} inside", flush=True)
+            print(
+                f"{n:4} papers: {outside[n]:6.1f} CPU s outside measure, {inside(project):.1f} inside",
+                flush=True,
+            )
         many = outside[options.papers]
         each = (many - outside[options.few]) / (options.papers - options.few)
         share = many / (many + 20 * options.papers)

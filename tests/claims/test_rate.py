@@ -97,6 +97,17 @@ def test_rounding_floor_is_left_out() -> None:
     assert rate(exponent=-3, form="equals").evaluate(rows).outcome == "fail"
 
 
+def test_zeros_at_either_end_are_left_out() -> None:
+    rows = table(noisy(lambda x: x**-0.5, X, 8, 0.01), X)
+    for zero in (rows.x < 20, rows.x > 5000):
+        for average in ("mean", "geometric"):
+            result = rate(form="equals", average=average).evaluate(
+                rows.assign(value=rows.value.where(~zero, 0.0))
+            )
+            assert result.outcome == "pass" and "left out" in result.reason
+    assert rate().evaluate(rows.assign(value=0.0)).outcome == "unclear"
+
+
 def test_stated_tail_and_condition_column_as_x() -> None:
     values = noisy(lambda x: np.where(x < 100, 1.0, (x / 100) ** -0.5), X, 8, 0.01)
     assert rate(form="equals", tail=[100, 10_000]).evaluate(table(values, X)).outcome == "pass"

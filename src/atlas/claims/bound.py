@@ -63,7 +63,7 @@ class Bound(Test):
             outcome = "unclear"
         name = self.limit if isinstance(self.limit, str) else f"{self.limit:g}"
         worst_margin = float(margin.max())
-        reason = f"{violations} of {n} instances violate; largest excess over the bound {worst_margin:.3g}"
+        reason = f"{violations} of {n} violate; worst excess {worst_margin:.3g}"
         finite = margin[np.isfinite(margin)]
         detail = {
             "violations": violations,

@@ -79,15 +79,16 @@ class Rate(Test):
         mean = st.average(values[~failed], self.average)
         with np.errstate(divide="ignore", invalid="ignore"):
             u, v = np.log(x), np.log(mean / scale)
-        keep = np.flatnonzero(mean > self.floor)
-        if len(keep) < len(mean) and len(keep):
-            keep = np.arange(keep[0], np.flatnonzero(~(mean[keep[0] :] > self.floor))[0] + keep[0])
-            reasons.append(
-                f"points from {self.x} = {x[keep[-1]]:g} on are at the rounding floor and left out"
-            )
+        keep = np.arange(len(x))
         if isinstance(self.tail, tuple):
-            keep = keep[(x[keep] >= self.tail[0] * (1 - 1e-9)) & (x[keep] <= self.tail[1] * (1 + 1e-9))]
-        elif self.tail == "auto" and len(keep):
+            keep = keep[(x >= self.tail[0] * (1 - 1e-9)) & (x <= self.tail[1] * (1 + 1e-9))]
+        above = mean[keep] > self.floor
+        if len(keep) and not above.all():  # what follows a first value at the floor is noise
+            first = int(above.argmax())
+            count = int(np.append(~above[first:], True).argmax()) if above.any() else 0
+            keep = keep[first : first + count]
+            reasons.append(f"{len(above) - count} points at or below {self.floor:g} are left out")
+        if self.tail == "auto" and len(keep):
             keep = keep[st.straight_from(u[keep], v[keep]) :]
         if len(keep) < 3:
             return Result(

@@ -105,7 +105,8 @@ def lower_median(values: Array) -> Array:
 def average(values: Array, how: str) -> Array:
     """Average (R, X) over runs: mean, median or geometric."""
     if how == "geometric":
-        return np.exp(np.log(values).mean(0))
+        with np.errstate(divide="ignore"):  # a zero makes the average zero
+            return np.exp(np.log(values).mean(0))
     return np.median(values, 0) if how == "median" else values.mean(0)
 
 
@@ -114,7 +115,10 @@ def average_replicates(values: Array, how: str, replicates: int = REPLICATES) ->
     if how == "median":
         return np.median(values[resamples(len(values), replicates)], axis=1)
     w = weights(len(values), replicates)
-    return np.exp(w @ np.log(values)) if how == "geometric" else w @ values
+    if how == "geometric":
+        # logarithm of the smallest number instead of zero's: 0 * -inf would be NaN
+        return np.exp(w @ np.log(np.maximum(values, np.finfo(float).tiny)))
+    return w @ values
 
 
 def line(x: Array, y: Array) -> tuple[Array, Array]:
