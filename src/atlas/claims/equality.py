@@ -98,7 +98,7 @@ class Equality(Test):
                 detail=detail,
                 **common,
             )
-        estimate, low, high = st.mean_interval(means, level)
+        estimate, low, high = st.mean_interval(np.asarray(means, np.float64), level)
         outcome = decide(low, high, **bounds)
         if len(means) < self.min_seeds:
             outcome = "unclear"
