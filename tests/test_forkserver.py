@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from atlas import forkserver
@@ -74,19 +75,19 @@ def wait_for(condition, seconds: float = 20) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 def test_a_job_ends_with_its_launcher(server: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    (tmp_path / "pipe").mkdir()
-    fifo = tmp_path / "config"
-    fifo.mkdir()
-    os.mkfifo(fifo / "config.yaml")  # reading it blocks: a job that never ends by itself
-    idle = len(children(server.pid))
+    rows = {"method": ["A"], "seed": [0], "x": [0.0], "metric": ["m"], "value": [1.0]}
+    pd.DataFrame(rows).to_parquet(tmp_path / "measurements.parquet")
+    os.mkfifo(tmp_path / "provenance.json")  # reading it blocks: a job that never ends by itself
+    wait_for(lambda: not children(server.pid))  # those of earlier tests are reaped within a second
     launcher = subprocess.Popen(
-        [JOB, "verdicts"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [JOB, "verify", "egpo", "--out", tmp_path], cwd=ROOT, stderr=subprocess.DEVNULL
     )
-    (fifo / "config.yaml").exists()
-    wait_for(lambda: len(children(server.pid)) > idle)
+    wait_for(lambda: bool(children(server.pid)))
+    time.sleep(1.5)
+    assert launcher.poll() is None  # it is still waiting for its job
     launcher.send_signal(signal.SIGKILL)
     launcher.wait()
-    wait_for(lambda: len(children(server.pid)) <= idle)
+    wait_for(lambda: not children(server.pid))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")

@@ -49,9 +49,15 @@ def start() -> subprocess.Popen[bytes]:
     """Start the server and name its socket in this process's environment; `stop` it, or just end this process."""
     folder = Path(tempfile.mkdtemp(prefix="atlas-"))  # mode 0700: nobody else can connect
     path = folder / "socket"
-    server = subprocess.Popen(
-        [sys.executable, "-m", "atlas.forkserver", str(path)], stdin=subprocess.PIPE, start_new_session=True
-    )
+    with socket.socket(socket.AF_UNIX) as listener:  # bound here, so that no job can come too early
+        listener.bind(str(path))
+        listener.listen(128)
+        server = subprocess.Popen(
+            [sys.executable, "-m", "atlas.forkserver", str(path), str(listener.fileno())],
+            stdin=subprocess.PIPE,
+            pass_fds=[listener.fileno()],
+            start_new_session=True,
+        )
     os.environ[VARIABLE] = str(path)
     return server
 
@@ -64,15 +70,13 @@ def stop(server: subprocess.Popen[bytes]) -> None:
     server.wait()
 
 
-def serve(path: Path) -> None:
-    """Accept jobs until standard input is closed."""
+def serve(path: Path, fd: int) -> None:
+    """Accept jobs from the listening socket `fd`, bound to `path`, until standard input is closed."""
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = (
         "1"  # a pool of threads would not survive fork
     )
     jobs: set[int] = set()
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen(128)  # launchers that come during the imports wait here
+    with socket.socket(fileno=fd) as listener:  # launchers that come during the imports wait in its queue
         for name in PRELOAD:
             __import__(name)
         import gc
@@ -152,4 +156,4 @@ def _end_with_launcher(connection: socket.socket) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    serve(Path(sys.argv[1]))
+    serve(Path(sys.argv[1]), int(sys.argv[2]))

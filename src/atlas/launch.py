@@ -11,11 +11,10 @@ import sys
 
 def main() -> int:
     path = os.environ.get("ATLAS_FORKSERVER", "")
-    # a SLURM job may have inherited the variable from the submitting host: it must stay within its own allocation
-    if "SLURM_JOB_ID" in os.environ or not os.path.exists(path):
-        os.execv(sys.executable, [sys.executable, "-m", "atlas", *sys.argv[1:]])
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(path)
+        # a SLURM job may have inherited the variable from the submitting host: it must stay within its own allocation
+        if "SLURM_JOB_ID" in os.environ or not path or connection.connect_ex(path):
+            os.execv(sys.executable, [sys.executable, "-m", "atlas", *sys.argv[1:]])
         request = {"arguments": sys.argv[1:], "folder": os.getcwd(), "environment": dict(os.environ)}
         message = json.dumps(request).encode()
         socket.send_fds(connection, [len(message).to_bytes(4, "big")], [1, 2])
