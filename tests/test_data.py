@@ -77,25 +77,39 @@ def test_corrupted_file_names_itself_and_the_repair(copy: Path) -> None:
     path = copy / "data" / "digits.npz"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(
-        AtlasError, match=r"data/digits\.npz is not the file that data\.dvc tracks.*dvc checkout --force"
+        AtlasError, match=r"data/digits\.npz is not the file that data\.dvc tracks.*run: atlas fetch"
     ):
         data.load("digits", copy)
 
 
 def test_missing_file_and_unknown_name(copy: Path) -> None:
-    with pytest.raises(AtlasError, match=r"missing at data/kjv\.npz: run: dvc pull data/kjv\.npz"):
+    with pytest.raises(AtlasError, match=r"missing at data/kjv\.npz: run: atlas fetch"):
         data.load("kjv", copy)
     with pytest.raises(AtlasError, match="unknown data set 'fashion'; did you mean fashion_mnist"):
         data.load("fashion", copy)
 
 
-def test_stated_repair_repairs(project: Path) -> None:
-    def dvc(*args: str) -> None:
-        subprocess.run([sys.executable, "-m", "dvc", *args], cwd=project, check=True, capture_output=True)
-
+def test_damage_to_a_file_the_cache_and_the_remote(project: Path) -> None:
     subprocess.run(["git", "init", "-q"], cwd=project, check=True)
     shutil.rmtree(project / ".dvc" / "cache", ignore_errors=True)
-    dvc("pull", "data/digits.npz")
-    (project / "data" / "digits.npz").write_bytes(b"rubbish")
-    dvc("checkout", "--force", "data/digits.npz")
-    assert data.load("digits", project)["x"].shape == (1797, 64)
+    data.fetch(project)
+    item = data.tracked(project)["digits"]
+    stored = Path("files/md5", item.md5[:2], item.md5[2:])
+    file, cached = project / item.path, project / ".dvc/cache" / stored
+    for damaged in ([file], [file, cached], [cached]):
+        for path in damaged:
+            path.chmod(0o644)
+            path.unlink()  # it may be a link to the other
+            path.write_bytes(b"rubbish")
+            path.chmod(0o444)  # DVC trusts a read-only file in its cache
+        data.fetch(project)
+        assert data.load("digits", project)["x"].shape == (1797, 64)
+        assert data.wrong(project) == []
+    file.unlink()
+    assert [i.name for i in data.wrong(project)] == ["digits"]
+    for path in (cached, project / ".dvc/remote" / stored):
+        path.chmod(0o644)
+        path.write_bytes(b"rubbish")
+        path.chmod(0o444)
+    with pytest.raises(AtlasError, match=r"the DVC remote's copy of data/digits\.npz is damaged"):
+        data.fetch(project)

@@ -173,6 +173,14 @@ def schema(of: str) -> None:
     click.echo(json.dumps((Paper if of == "paper" else Config).model_json_schema(), indent=1))
 
 
+@atlas.command()
+def fetch() -> None:
+    """Fetch the data sets with DVC and check them; mends damaged files."""
+    from atlas import data
+
+    data.fetch(data.root())
+
+
 # What the rules of the workflow call.
 
 
@@ -183,13 +191,13 @@ def schema(of: str) -> None:
 @click.option("--seed", type=int, required=True)
 @click.option("--device", required=True)
 @click.option("--override", default="{}")
-@click.option("--minutes", type=float)
+@click.option("--seconds", type=float)
 def measure(
-    slug: str, out: Path, tier: str, seed: int, device: str, override: str, minutes: float | None
+    slug: str, out: Path, tier: str, seed: int, device: str, override: str, seconds: float | None
 ) -> None:
     from atlas.measure import measure as measure_paper
 
-    measure_paper(papers.find(slug), out, tier, seed, device, json.loads(override), minutes)
+    measure_paper(papers.find(slug), out, tier, seed, device, json.loads(override), seconds)
 
 
 @atlas.command(hidden=True)

@@ -11,15 +11,30 @@ from atlas.errors import AtlasError, unknown
 from atlas.paper import Strict, Tier, explain, folders
 
 
+class Cluster(Strict):
+    """What a site's SLURM wants to be told; null: its default."""
+
+    account: str | None = None
+    partition: str | None = Field(
+        None, description="for measurements without a GPU, and with one if gpu_partition is null"
+    )
+    gpu_partition: str | None = None
+    gpu_model: str | None = Field(None, description="for papers that do not insist on one, e.g. a100")
+    qos: str | None = None
+    constraint: str | None = None
+    extra: str = Field("", description="more options of sbatch, e.g. --exclude=node7")
+
+
 class Config(Strict):
     """The keys of config/config.yaml; `--config key=value` overrides each."""
 
     tier: Tier = "laptop"
     seed: int = Field(0, ge=0)
     select: list[str] = []
-    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    device: Literal["cpu", "cuda", "auto"] = "auto"
     settings: dict[str, dict[str, Any]] = {}
     results: str = "results"
+    cluster: Cluster = Cluster()
 
     @field_validator("select", mode="before")
     @classmethod

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -49,6 +52,51 @@ def tracked(folder: Path | None = None) -> dict[str, Tracked]:
     return {item.name: item for item in found}
 
 
+def md5(path: Path) -> str | None:
+    """Hash of a file, None if it is not there."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def wrong(folder: Path, names: Iterable[str] | None = None) -> list[Tracked]:
+    """The data sets (all, or those named) that are missing or not what data.dvc tracks."""
+    known = tracked(folder)
+    return [
+        known[n] for n in (known if names is None else names) if md5(folder / known[n].path) != known[n].md5
+    ]
+
+
+def fetch(folder: Path) -> None:
+    """Fetch all data sets with DVC and check every byte; mends a damaged DVC cache, which DVC itself trusts.
+
+    Raises AtlasError if DVC fails, or if the remote itself holds something else.
+    """
+
+    def dvc(*arguments: str) -> str:
+        command = [sys.executable, "-m", "dvc", *arguments]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise AtlasError(f"'dvc {' '.join(arguments)}' failed: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+    dvc("pull", "--force", "data.dvc")
+    if not (damaged := wrong(folder)):
+        return
+    cache = folder / dvc("cache", "dir")
+    for item in damaged:
+        print(f"{item.path} is damaged in the DVC cache: fetching it again", file=sys.stderr, flush=True)
+        (cache / "files/md5" / item.md5[:2] / item.md5[2:]).unlink(missing_ok=True)
+        (folder / item.path).unlink(missing_ok=True)
+    dvc("pull", "--force", "data.dvc")
+    if damaged := wrong(folder):
+        shown = ", ".join(item.path for item in damaged)
+        raise AtlasError(f"the DVC remote's copy of {shown} is damaged: 'dvc push' it from an intact clone, or"
+                         " rebuild it with workflow/scripts/build_data.py")  # fmt: skip
+
+
 def load(name: str, folder: Path | None = None) -> dict[str, NDArray[np.generic]]:
     """The arrays of a data set.
 
@@ -65,11 +113,11 @@ def load(name: str, folder: Path | None = None) -> dict[str, NDArray[np.generic]
 def _read(path: Path, shown: str, md5: str) -> dict[str, NDArray[np.generic]]:
     import numpy as np
 
-    repair = f"run: dvc checkout --force {shown} || dvc pull --force {shown}"
+    repair = "run: atlas fetch"
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise AtlasError(f"data set '{path.stem}' is missing at {shown}: run: dvc pull {shown}") from None
+        raise AtlasError(f"data set '{path.stem}' is missing at {shown}: run: atlas fetch") from None
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
         raise AtlasError(

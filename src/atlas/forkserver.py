@@ -3,7 +3,8 @@
 Importing them costs about 3 CPU-seconds, more than many a measurement. The Snakefile starts the server when a run begins (`onstart`);
 `launch.py`, which the rules call, hands its command line, environment and output over a Unix socket. The server lives
 as long as the write end of its standard input: it cannot outlive the workflow, not even one ended by SIGKILL, and it
-takes its jobs with it. A job also ends when its launcher does. Linux and macOS; a job on another host (SLURM) starts Python as usual.
+takes its jobs with it. A job also ends when its launcher does. Linux and macOS. A cluster job never uses the server of the
+submitting host: it must stay within its allocation. One that holds several papers starts its own.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def start() -> subprocess.Popen[bytes]:
             pass_fds=[listener.fileno()],
             start_new_session=True,
         )
-    os.environ[VARIABLE] = str(path)
+    os.environ[VARIABLE] = f"{os.environ.get('SLURM_JOB_ID', '')}:{path}"
     return server
 
 

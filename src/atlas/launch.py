@@ -10,10 +10,10 @@ import sys
 
 
 def main() -> int:
-    path = os.environ.get("ATLAS_FORKSERVER", "")
+    job, _, path = os.environ.get("ATLAS_FORKSERVER", "").partition(":")
     with socket.socket(socket.AF_UNIX) as connection:
-        # a SLURM job may have inherited the variable from the submitting host: it must stay within its own allocation
-        if "SLURM_JOB_ID" in os.environ or not path or connection.connect_ex(path):
+        # a cluster job inherits the variable from the submitting host, but must stay within its own allocation
+        if job != os.environ.get("SLURM_JOB_ID", "") or not path or connection.connect_ex(path):
             os.execv(sys.executable, [sys.executable, "-m", "atlas", *sys.argv[1:]])
         request = {"arguments": sys.argv[1:], "folder": os.getcwd(), "environment": dict(os.environ)}
         message = json.dumps(request).encode()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import hashlib
 import importlib
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
@@ -23,6 +26,8 @@ from atlas import data, files, provenance
 from atlas.errors import AtlasError
 from atlas.paper import Paper, explain
 from atlas.sources import closure, digest
+
+MEASUREMENTS, PROVENANCE = "measurements.parquet", "provenance.json"
 
 
 def load_experiment(paper: Paper) -> ModuleType:
@@ -43,12 +48,20 @@ def make_setting(paper: Paper, module: ModuleType, tier: str, override: dict[str
 
 
 @contextmanager
-def time_limit(minutes: float) -> Iterator[None]:
-    """Raise AtlasError in the main thread once `minutes` of wall time have passed."""
+def time_limit(seconds: float, warn: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Raise AtlasError in the main thread once `seconds` of wall time have passed; call `warn` somewhat earlier."""
+    ahead = min(60.0, seconds / 10)
+    warned = False
 
     def expired(signum: int, frame: FrameType | None) -> None:
+        nonlocal warned
+        if not warned:
+            warned = True
+            signal.setitimer(signal.ITIMER_REAL, ahead)
+            warn()
+            return
         raise AtlasError(
-            f"ran out of time ({minutes:g} min): raise its 'runtime' in paper.yaml, or make it faster"
+            f"ran out of time ({seconds / 60:g} min): raise its 'runtime' in paper.yaml, or make it faster"
         )
 
     def hopeless() -> None:
@@ -60,8 +73,8 @@ def time_limit(minutes: float) -> Iterator[None]:
         os._exit(124)
 
     previous = signal.signal(signal.SIGALRM, expired)
-    signal.setitimer(signal.ITIMER_REAL, minutes * 60)
-    last_resort = threading.Timer(minutes * 60 + 20, hopeless)
+    signal.setitimer(signal.ITIMER_REAL, seconds - ahead)
+    last_resort = threading.Timer(seconds + 20, hopeless)
     last_resort.daemon = True
     last_resort.start()
     try:
@@ -72,6 +85,29 @@ def time_limit(minutes: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
+@contextmanager
+def room(folder: Path) -> Iterator[None]:
+    """Say in one line that the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise AtlasError(
+            f"no space left for {folder.resolve()}: free some, then run again; nothing that was finished is lost"
+        ) from None
+
+
+def choose_device(device: str, gpus: int) -> str:
+    """`auto`: the GPU if the measurement asks for one, else the CPU. Raises AtlasError if it is not there."""
+    import torch
+
+    chosen = ("cuda" if gpus else "cpu") if device == "auto" else device
+    if chosen == "cuda" and not torch.cuda.is_available():
+        raise AtlasError("no GPU is visible here: run on a node that has one, or with --config device=cpu")
+    return chosen
+
+
 def measure(
     paper: Paper,
     out: Path,
@@ -79,38 +115,51 @@ def measure(
     seed: int = 0,
     device: str = "cpu",
     override: dict[str, Any] | None = None,
-    minutes: float | None = None,
+    seconds: float | None = None,
 ) -> None:
     """Run the experiment of `paper`; write measurements.parquet and then provenance.json to the folder `out`.
 
-    `minutes` limits the experiment's wall time, by default as in paper.yaml. Raises AtlasError for an unusable setting,
-    a malformed table, missing data or a run out of time; whatever the
-    experiment raises passes through. Nothing is written unless all went well.
+    `seconds` limits the experiment's wall time, by default as in paper.yaml. Raises AtlasError for an unusable setting,
+    a malformed table, missing data, no GPU, a full disk or a run out of time; whatever the experiment raises passes
+    through. Nothing is written unless all went well, apart from checkpoints in out/checkpoint: an interrupted
+    measurement is continued from them, and one that was finished but not yet judged is not repeated (a cluster job
+    that holds several papers fails as a whole when one of them does).
     """
     start, start_cpu = time.perf_counter(), time.process_time()
+    if job := provenance.cluster_job():
+        print(f"cluster job {job['job']} on {job['node']}", file=sys.stderr, flush=True)
     import torch
 
     from atlas import measurements
+    from atlas.checkpoint import Checkpoint
     from atlas.run import Run
 
     wanted = paper.resources.model_dump()[tier]
     torch.set_num_threads(wanted["cpus"])
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(device, wanted["gpus"])
     module = load_experiment(paper)
     setting = make_setting(paper, module, tier, override)
     datasets = {name: data.tracked()[name].md5 for name in paper.data}
-    run = Run(paper.slug, seed, device, out)
+    sources = digest(closure(paper.experiment))
+    identity = [paper.slug, dataclasses.asdict(setting), seed, device, datasets, sources, torch.__version__]
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
+    checkpoint = Checkpoint(out / "checkpoint", key)
+    finished = out / "checkpoint/finished"
+    if finished.is_dir():
+        for name in (MEASUREMENTS, PROVENANCE):
+            with room(out), files.replacing(out / name) as path:
+                shutil.copyfile(finished / name, path)
+        print(f"{paper.slug}: finished by an earlier attempt", file=sys.stderr, flush=True)
+        return
 
     began = provenance.now()
     wall, cpu = time.perf_counter(), time.process_time()
-    with time_limit(minutes or wanted["runtime"]):
+    run = Run(paper.slug, seed, device, checkpoint)
+    with time_limit(seconds or 60 * wanted["runtime"], checkpoint.warn), checkpoint.listening():
         table = module.measure(setting, run)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     table = measurements.validate(table)
 
-    with files.replacing(out / "measurements.parquet") as path:
-        measurements.write(table, path)
     record = {
         "paper": paper.slug,
         "family": paper.family,
@@ -120,14 +169,20 @@ def measure(
         "seeds": int(table["seed"].nunique()),
         "rows": len(table),
         **provenance.commit(),
-        "sources": digest(closure(paper.experiment)),
+        "sources": sources,
         "data": datasets,
         **provenance.machine(device),
         "started": began,
-        "wall_seconds": round(wall, 3),
-        "cpu_seconds": round(cpu, 3),
+        "attempts": checkpoint.attempts,
+        "wall_seconds": round(checkpoint.seconds + wall, 3),
+        "cpu_seconds": round(checkpoint.cpu_seconds + cpu, 3),
         "overhead_wall_seconds": round(time.perf_counter() - start - wall, 3),
         "overhead_cpu_seconds": round(time.process_time() - start_cpu - cpu, 3),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     }
-    files.write_text(out / "provenance.json", json.dumps(record, indent=1))
+    with room(out):
+        with files.replacing(out / MEASUREMENTS) as path:
+            measurements.write(table, path)
+        files.write_text(out / PROVENANCE, json.dumps(record, indent=1))
+    with suppress(OSError):
+        checkpoint.finish(out, (MEASUREMENTS, PROVENANCE))

@@ -54,6 +54,23 @@ class Recorder:
             columns[name] = np.broadcast_to(array, y.shape).ravel()
         self._parts.append(pd.DataFrame(columns))
 
+    def state_dict(self) -> dict[str, Any]:
+        """The rows as tensors (numbers) and lists (strings), for a checkpoint."""
+        import torch
+
+        def plain(column: pd.Series[Any]) -> Any:
+            if pd.api.types.is_numeric_dtype(column):
+                return torch.from_numpy(column.to_numpy(copy=True))
+            return column.tolist()
+
+        return {"parts": [{name: plain(part[name]) for name in part} for part in self._parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._parts = [
+            pd.DataFrame({name: c if isinstance(c, list) else c.numpy() for name, c in part.items()})
+            for part in state["parts"]
+        ]
+
     def frame(self) -> pd.DataFrame:
         return validate(
             pd.concat(self._parts, ignore_index=True) if self._parts else pd.DataFrame(columns=COLUMNS)

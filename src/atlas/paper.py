@@ -73,12 +73,13 @@ class Claim(Strict):
 
 
 class Resources(Strict):
-    """What one measurement may use. `runtime` is a limit in minutes, `mem_mb` in MB."""
+    """What one measurement may use. `runtime` is a limit in minutes, `mem_mb` in MB; `gpu_model`: only if it must be one."""
 
     cpus: int = Field(1, ge=1)
     mem_mb: int = Field(2000, ge=100)
     runtime: float = Field(5, gt=0)
     gpus: int = Field(0, ge=0)
+    gpu_model: str | None = None
 
 
 class PerTier(Strict):

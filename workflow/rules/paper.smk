@@ -15,17 +15,27 @@ rule measure:
         f"{OUT}/{{paper}}/measure.log",
     benchmark:
         f"{OUT}/{{paper}}/measure.tsv"
+    group:
+        group
     conda:
         "../../environment.yml"
     threads: resource("cpus")
     resources:
         mem_mb=resource("mem_mb", grow=True),
-        runtime=resource("runtime", grow=True),
-        gpus=resource("gpus"),
+        runtime=minutes,
+        limit_seconds=seconds,
+        slots=resource("cpus"),
+        gpu=resource("gpus"),
+        gpu_model=gpu_model,
+        slurm_partition=partition,
+        slurm_account=CONFIG.cluster.account,
+        qos=CONFIG.cluster.qos,
+        constraint=CONFIG.cluster.constraint,
+        slurm_extra=f"--signal=URG@90 {CONFIG.cluster.extra}".strip(),
     params:
         tier=CONFIG.tier,
         seed=CONFIG.seed,
-        device=CONFIG.device,
+        device=device,
         setting=lambda wildcards: json.dumps(SETTINGS[wildcards.paper], sort_keys=True),
         override=lambda wildcards: json.dumps(CONFIG.settings.get(wildcards.paper, {})),
         data=lambda wildcards: {
@@ -36,7 +46,7 @@ rule measure:
         "measuring {wildcards.paper}"
     shell:
         "atlas-job measure {wildcards.paper} --tier {params.tier} --seed {params.seed} --device {params.device}"
-        " --override {params.override:q} --minutes {resources.runtime} --out {params.folder:q} > {log} 2>&1"
+        " --override {params.override:q} --seconds {resources.limit_seconds} --out {params.folder:q} > {log} 2>&1"
         " && echo 'measured {wildcards.paper}' >&2"
 
 

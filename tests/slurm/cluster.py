@@ -1,0 +1,242 @@
+"""A real SLURM cluster on this host: munged, slurmctld and four slurmd on loopback ports.
+
+    python -m tests.slurm.cluster              run one until Ctrl-C
+    python -m tests.slurm.cluster COMMAND ...  while a command runs; its exit status
+
+Needs root, and Debian or Ubuntu: it installs slurm-wlm and munge if they are missing. Nodes n1 and n2 (partition all) and n3
+and n4 (partition fragile) claim 4 CPUs, 8 GB and two make-believe GPUs each (device files that harm nobody). SLURM has
+to find its configuration where it looks by default, /etc/slurm: a host that already belongs to a cluster is left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ETC = Path("/etc/slurm")
+MARK = "# written by tests/slurm/cluster.py"
+PACKAGES = ("slurm-wlm", "munge")
+NODES = ("n1", "n2", "n3", "n4")
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
+
+SLURM_CONF = """{mark}
+ClusterName=atlas
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort=17101
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=cred_expire=10
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/%n.log
+ProctrackType={proctrack}
+TaskPlugin={task}
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=1
+{overmemory}
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+GresTypes=gpu
+MpiDefault=none
+ReturnToService=2
+SlurmdTimeout=20
+KillWait=3
+MinJobAge=300
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
+NodeName=n[1-4] NodeAddr=127.0.0.1 NodeHostname={host} Port=[17111-17114] CPUs=4 RealMemory=8000 Gres=gpu:test:2
+PartitionName=all Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP LLN=YES
+PartitionName=fragile Nodes=n[3-4] MaxTime=INFINITE State=UP LLN=YES
+"""
+GRES_CONF = """{mark}
+NodeName=n[1-4] Name=gpu Type=test File=/dev/null
+NodeName=n[1-4] Name=gpu Type=test File=/dev/zero
+"""
+CGROUP_CONF = """{mark}
+CgroupPlugin={plugin}
+ConstrainRAMSpace=yes
+ConstrainSwapSpace=yes
+AllowedSwapSpace=0
+"""
+
+
+SKIPPED = 77  # exit status when there cannot be a cluster here
+
+
+class Unavailable(Exception):
+    """Why there cannot be a cluster here."""
+
+
+def install() -> None:
+    """Install SLURM with apt-get, if it is not there. Raises Unavailable without root or apt-get."""
+    if os.geteuid() != 0:
+        raise Unavailable("a test cluster needs root")
+    if (conf := ETC / "slurm.conf").is_file() and MARK not in conf.read_text():
+        raise Unavailable(f"this host belongs to a SLURM cluster already ({conf})")
+    if not all(map(shutil.which, PROGRAMS)):
+        if not shutil.which("apt-get"):
+            raise Unavailable(f"SLURM is not installed ({', '.join(PROGRAMS)}), and there is no apt-get")
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for command in ("update", "install --yes --no-install-recommends " + " ".join(PACKAGES)):
+            done = subprocess.run(["apt-get", "--quiet=2", *command.split()], env=environment, text=True,
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
+            if done.returncode:
+                raise Unavailable(f"'apt-get {command}' failed: {done.stdout[-500:]}")
+
+
+def ask(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {seconds:.0f} s for {what}")
+        time.sleep(0.2)
+
+
+class Cluster:
+    """`with Cluster():` a running cluster; it is stopped at the end, also when this process is killed."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="atlas-slurm-"))
+        self.daemons: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Cluster:
+        install()
+        try:
+            self._configure()
+            self._munge()
+            self._daemon("slurmctld", "-D")
+            for node in NODES:
+                self._daemon("slurmd", "-D", "-N", node)
+            wait_for(lambda: states() == dict.fromkeys(NODES, "idle"), "idle nodes")
+        except BaseException:
+            for log in self.folder.glob("*.log"):
+                print(log, log.read_text()[-2000:], file=sys.stderr, sep="\n")
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.daemons:
+            subprocess.run(["scancel", "--quiet", "--user=root"], check=False, timeout=30)
+            time.sleep(1)
+        for daemon in reversed(self.daemons):
+            daemon.terminate()
+        for daemon in reversed(self.daemons):
+            try:
+                daemon.wait(10)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+        for name in ("slurm.conf", "gres.conf", "cgroup.conf"):
+            (ETC / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _configure(self) -> None:
+        memory = Path("/sys/fs/cgroup/memory")
+        cgroup1 = memory.is_dir() and os.access(memory, os.W_OK)
+        values = {
+            "mark": MARK,
+            "host": socket.gethostname().split(".")[0],
+            "folder": self.folder,
+            "proctrack": "proctrack/cgroup" if cgroup1 else "proctrack/linuxproc",
+            "task": "task/cgroup" if cgroup1 else "task/none",
+            "overmemory": "" if cgroup1 else "JobAcctGatherParams=OverMemoryKill",
+            "plugin": "cgroup/v1",
+        }
+        ETC.mkdir(exist_ok=True)
+        (ETC / "slurm.conf").write_text(SLURM_CONF.format(**values))
+        (ETC / "gres.conf").write_text(GRES_CONF.format(**values))
+        if cgroup1:
+            (ETC / "cgroup.conf").write_text(CGROUP_CONF.format(**values))
+        (self.folder / "state").mkdir()
+
+    def _munge(self) -> None:
+        if subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode == 0:
+            return
+        for folder in ("/run/munge", "/var/log/munge", "/var/lib/munge"):
+            Path(folder).mkdir(exist_ok=True)
+            shutil.chown(folder, "munge", "munge")
+        self._daemon("runuser", "-u", "munge", "--", "munged", "--foreground")
+        wait_for(
+            lambda: subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode == 0,
+            "munged",
+        )
+
+    def _daemon(self, *command: str) -> None:
+        def end_with_parent() -> None:
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+        log = (self.folder / f"{len(self.daemons)}-{command[0]}.out").open("wb")
+        self.daemons.append(
+            subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, preexec_fn=end_with_parent
+            )
+        )
+
+
+def states() -> dict[str, str]:
+    """Node -> state."""
+    try:
+        rows = ask("sinfo", "--noheader", "-N", "--format=%N %t").splitlines()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return {}
+    return dict(row.split() for row in rows)
+
+
+def jobs() -> dict[str, tuple[str, str]]:
+    """Job -> state, node; also of jobs that have ended."""
+    rows = ask("squeue", "--noheader", "--states=all", "--format=%A|%T|%N").splitlines()
+    return {job: (state, node) for job, state, node in (row.split("|") for row in rows)}
+
+
+def set_node(node: str, state: str) -> None:
+    ask("scontrol", "update", f"nodename={node}", f"state={state}", "reason=test")
+
+
+def resume(node: str) -> None:
+    def usable() -> bool:  # a node that was down may be back by itself, one that is cleaning up refuses
+        if states()[node].rstrip("*") in ("idle", "mix", "alloc"):
+            return True
+        with contextlib.suppress(subprocess.CalledProcessError):
+            set_node(node, "resume")
+        return False
+
+    wait_for(usable, f"{node} to come back")
+
+
+def main(command: list[str]) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with Cluster() as cluster:
+            if command:
+                return subprocess.run(command, check=False).returncode
+            print(
+                f"a SLURM cluster is up (sinfo, squeue, snakemake --profile slurm; logs in {cluster.folder}). Ctrl-C ends it"
+            )
+            signal.pause()
+    except Unavailable as reason:
+        print(f"NO SLURM CLUSTER: {reason}", file=sys.stderr)
+        return SKIPPED
+    except KeyboardInterrupt:
+        print("stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
