@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from atlas.checkpoint import WARNING, Checkpoint
+from atlas.measure import load_experiment, make_setting
+from atlas.paper import find, folders
 from atlas.run import Run
 
 # a stochastic iteration whose every step depends on all before it
@@ -187,3 +190,42 @@ def test_short_loops_save_nothing(tmp_path: Path) -> None:
     assert list(Checkpoint(tmp_path / "new", "key").steps("loop", 10, {})) == list(range(10))
     assert not (tmp_path / "new").exists()
     assert list(Run("toy").checkpoint("loop", 3, {})) == [0, 1, 2]
+
+
+RESUMABLE = [
+    slug for slug, folder in folders().items() if "run.checkpoint" in (folder / "experiment.py").read_text()
+]
+
+
+@pytest.mark.parametrize("slug", RESUMABLE)
+def test_a_paper_continues_with_the_same_numbers(
+    slug: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut the smoke tier at a random checkpoint: whatever an experiment forgets to keep in its state shows."""
+    paper = find(slug)
+    module = load_experiment(paper)
+    setting = make_setting(paper, module, "smoke")
+    saves, stop = 0, 0
+    save = Checkpoint._save
+
+    def counting(self: Checkpoint, name: str, step: int, state: dict) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == stop:
+            save(self, name, step, state)
+            raise KeyboardInterrupt
+
+    def measured(folder: str) -> pd.DataFrame:
+        nonlocal saves
+        saves = 0
+        checkpoint = Checkpoint(tmp_path / folder, slug)
+        checkpoint.interval = -1.0  # would save after every step
+        return module.measure(setting, Run(slug, checkpoint=checkpoint))
+
+    monkeypatch.setattr(Checkpoint, "_save", counting)
+    whole = measured("whole")
+    stop = random.randint(1, saves)
+    with pytest.raises(KeyboardInterrupt):
+        measured("broken")
+    stop = 0
+    pd.testing.assert_frame_equal(measured("broken"), whole)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +20,14 @@ from atlas.checkpoint import Checkpoint
 from atlas.measurements import Recorder
 
 T = TypeVar("T")
+Loop = Callable[
+    [int, dict[str, Any]], Iterable[int]
+]  # (number of steps, state) -> the steps, as Run.checkpoint
+
+
+def plain(steps: int, state: dict[str, Any]) -> Iterable[int]:
+    """A loop that is not resumed."""
+    return range(steps)
 
 
 class Run:
@@ -61,13 +69,12 @@ class Run:
         tables and objects with state_dict() are put back in place. `name` is unique in the experiment. Saved every 5 minutes
         and when SLURM warns that the time is up, so it costs nothing in a short loop.
         """
-        if self._checkpoint is None:
-            return iter(range(total))
-        return self._checkpoint.steps(name, total, state)
+        steps = self._checkpoint.steps(name, total, state) if self._checkpoint else range(total)
+        return self.progress(steps, name, total)
 
-    def progress(self, items: Iterable[T], what: str = "") -> Iterator[T]:
+    def progress(self, items: Iterable[T], what: str = "", total: int | None = None) -> Iterator[T]:
         """Iterate and report to the log about every two seconds."""
-        total = len(items) if isinstance(items, Sized) else None
+        total = len(items) if isinstance(items, Sized) else total
         start = last = time.monotonic()
         for i, item in enumerate(items):
             yield item

@@ -6,8 +6,9 @@ old step size (quadratic mean of the clients' smoothness constants) and the new 
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from atlas.run import Run
+from atlas.run import Loop, Run
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def measure(setting: Setting, run: Run) -> pd.DataFrame:
                     gamma,
                     weighted,
                     alpha,
-                    run.progress(range(setting.rounds), f"{kind}: {name}"),
+                    functools.partial(run.checkpoint, f"{kind}, {purpose}: {name}"),
                 )
                 conditions = {"problem": kind, "purpose": purpose}
                 if purpose == "speedup":
@@ -219,7 +220,7 @@ def weights(problem: Problem, weighted: bool) -> Tensor:
 
 
 def follow(
-    setting: Setting, problem: Problem, gamma: Tensor, weighted: bool, alpha: float, rounds: Iterable[int]
+    setting: Setting, problem: Problem, gamma: Tensor, weighted: bool, alpha: float, loop: Loop
 ) -> dict[str, Tensor]:
     """Run EF21 (or EF21-W) from g_i = C(grad f_i(x0)) and watch its guarantee.
 
@@ -241,14 +242,18 @@ def follow(
     start, G_0, lowest = value, G, torch.minimum(problem.lowest, value)
     psi = value + gamma / (2 * theta) * G
     norms, rise = [], torch.full_like(psi, -math.inf)
-    for _ in rounds:
-        norms.append(gradients.mean(1).square().sum(1))
+    state = {"run": (x, g, gradients, lowest, psi, rise), "norms": norms}
+    for _ in loop(setting.rounds, state):
+        x, g, gradients, lowest, psi, rise = state["run"]
+        state["norms"].append(gradients.mean(1).square().sum(1))
         x, g, value, gradients = ef21_step(problem, x, g, gamma, w, lambda v: top_k(v, setting.k))
         G = distance(g, gradients)
         lowest = torch.minimum(lowest, value)
         new = value + gamma / (2 * theta) * G
         rise = torch.maximum(rise, (new - psi).nan_to_num(nan=math.inf))
-        psi = new
+        state["run"] = (x, g, gradients, lowest, new, rise)
+    _, _, _, lowest, _, rise = state["run"]
+    norms = state["norms"]
     norm = torch.stack(norms, 1).cpu()
     T = norm.shape[1]
     bound = (2 * (start - lowest) / gamma + G_0 / theta) / T

@@ -130,7 +130,7 @@ def training(setting: Setting, run: Run, add) -> None:
 
     X = torch.nn.functional.normalize(normal(S, n, d), dim=-1)
     y = torch.rand(S, n, l, generator=generator, dtype=torch.float64, device=run.device) - 0.5
-    for m in run.progress((setting.short, *setting.widths), "prefix length"):
+    for m in (setting.short, *setting.widths):
         W_0, a = normal(S, m, d), normal(S, l, m).sign()
         for parameterisation, scale in (("1/sqrt(m)", m**0.5), ("mean-field 1/m", 1.0)):
             longest = m in (setting.short, setting.widths[-1]) and scale != 1.0
@@ -138,16 +138,18 @@ def training(setting: Setting, run: Run, add) -> None:
             spectrum = torch.linalg.eigvalsh(H_0)
             eta = 1 / spectrum[:, -1]
             grid = set(np.unique(np.geomspace(1, setting.steps, 150).round().astype(int)) - 1)
-            W, losses = W_0, []
-            for t in range(setting.steps if longest else setting.drift_steps):
-                W, loss = gradient_step(W, X, y, a, scale, eta)
+            state = {"W": W_0, "losses": [], "drift": None}
+            steps = setting.steps if longest else setting.drift_steps
+            for t in run.checkpoint(f"prefix length {m}, {parameterisation}", steps, state):
+                state["W"], loss = gradient_step(state["W"], X, y, a, scale, eta)
                 if t in grid:
-                    losses.append(loss)
+                    state["losses"].append(loss)
                 if t + 1 == setting.drift_steps:
-                    drift = (kernel(W, X, a, scale) - H_0).norm(dim=(1, 2)) / H_0.norm(dim=(1, 2))
-                    add(parameterisation, "kernel movement", x=m, value=drift, part="drift")
+                    H = kernel(state["W"], X, a, scale)
+                    state["drift"] = (H - H_0).norm(dim=(1, 2)) / H_0.norm(dim=(1, 2))
+            add(parameterisation, "kernel movement", x=m, value=state["drift"], part="drift")
             if longest:
-                loss = torch.stack(losses, 1)
+                loss = torch.stack(state["losses"], 1)
                 t = torch.tensor(sorted(grid), dtype=torch.float64, device=run.device)
                 # in units of the claimed rate: (1 - eta lambda/2)^t, lambda the smallest eigenvalue of a long prefix's kernel
                 if m == setting.short:

@@ -6,6 +6,7 @@ eta/sqrt(t), on a benign and on a worst-case Lipschitz function, with light and 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from atlas.run import Run
+from atlas.run import Loop, Run, plain
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,22 @@ def last_iterates(
     x1: Tensor,
     horizons: Tensor,
     draw: Callable[[torch.Size], Tensor],
+    loop: Loop = plain,
+    **random: torch.Generator,
 ) -> Tensor:
     """x_{t+1} = x_t - eta_t (g(x_t) + noise_t), t = 1..T, for every horizon T.
 
-    x1 (..., d), horizons (H,) ascending; returns x_{T+1} (H, ..., d).
+    x1 (..., d), horizons (H,) ascending; returns x_{T+1} (H, ..., d). A resumable loop needs draw's generator too.
     """
     x = x1.expand(len(horizons), *x1.shape).clone()
     T = horizons.view(-1, *[1] * x1.dim())
-    for t in range(1, int(horizons[-1]) + 1):
+    state = {"x": x, **random}
+    for step in loop(int(horizons[-1]), state):
+        x, t = state["x"], step + 1
         on = int(torch.searchsorted(horizons, t))  # runs with T < t have ended
         eta = schedule(torch.tensor(float(t), dtype=x.dtype, device=x.device), T[on:])
         x[on:] -= eta * (subgradient(x[on:]) + draw(x[on:].shape))
-    return x
+    return state["x"]
 
 
 def harvey(T: int, schedule: Schedule) -> float:
@@ -96,12 +101,14 @@ def measure(setting: Setting, run: Run) -> pd.DataFrame:
     x1 = torch.ones(setting.seeds, setting.dim, dtype=torch.float64, device=run.device)
     root_d = setting.dim**0.5
 
-    def gaussian(*name: str) -> Callable[[torch.Size], Tensor]:
-        generator = run.generator(*name)
+    def gaussian(generator: torch.Generator) -> Callable[[torch.Size], Tensor]:
         scale = setting.noise / root_d
         return lambda shape: (
             scale * torch.randn(shape, generator=generator, dtype=torch.float64, device=run.device)
         )
+
+    def resumable(*name: str) -> Loop:
+        return functools.partial(run.checkpoint, ": ".join(name))
 
     # f(x) = s ||x||_1 / sqrt(d), Lipschitz with constant s <= 1: the worst s of each horizon, since the rate is one for the
     # whole class, and a single sharp function is easier than that. eta = ||x_1 - x*|| / sqrt(1 + noise^2)
@@ -112,10 +119,10 @@ def measure(setting: Setting, run: Run) -> pd.DataFrame:
         "constant step": lambda t, T: torch.full_like(T, 0.1),
     }
     s = torch.tensor(setting.slopes, dtype=torch.float64, device=run.device)[:, None, None] / root_d
-    for name, schedule in run.progress(list(lipschitz.items()), "Lipschitz"):
-        x = last_iterates(
-            lambda x: s * x.sign(), schedule, x1.expand(len(s), -1, -1), horizons, gaussian("lipschitz", name)
-        )
+    for name, schedule in lipschitz.items():
+        noise = run.generator("lipschitz", name)
+        x = last_iterates(lambda x: s * x.sign(), schedule, x1.expand(len(s), -1, -1), horizons, gaussian(noise),
+                          resumable("Lipschitz", name), noise=noise)  # fmt: skip
         gap = (s * x.abs()).sum(-1)  # (horizons, slopes, seeds)
         worst = gap.mean(2).argmax(1)
         table.add(
@@ -128,8 +135,10 @@ def measure(setting: Setting, run: Run) -> pd.DataFrame:
 
     # f(x) = ||x||_1 / sqrt(d) + ||x||^2 / 2, 1-strongly convex
     strongly = {"2/(t+1)": lambda t, T: 2 / (t + 1), "1/sqrt(t)": inverse_sqrt(1.0)}
-    for name, schedule in run.progress(list(strongly.items()), "strongly convex"):
-        x = last_iterates(lambda x: x.sign() / root_d + x, schedule, x1, horizons, gaussian("strongly", name))
+    for name, schedule in strongly.items():
+        noise = run.generator("strongly", name)
+        x = last_iterates(lambda x: x.sign() / root_d + x, schedule, x1, horizons, gaussian(noise),
+                          resumable("strongly convex", name), noise=noise)  # fmt: skip
         gap = x.abs().sum(-1) / root_d + x.square().sum(-1) / 2
         table.add(name, "last-iterate gap", x=setting.horizons, value=gap.T, problem="strongly convex")
 
@@ -157,7 +166,8 @@ def measure(setting: Setting, run: Run) -> pd.DataFrame:
             return scale * uniform.sign() * (uniform.abs().clamp_min(1e-12) ** (-1 / setting.tail_index) - 1)
 
         horizon = torch.tensor([float(setting.tail_horizon)], device=run.device)
-        x = last_iterates(lambda x: x.sign() / d**0.5, schedule, start, horizon, draw)[0]
+        x = last_iterates(lambda x: x.sign() / d**0.5, schedule, start, horizon, draw, resumable("tails", name),
+                          noise=generator)[0]  # fmt: skip
         gap = (x.abs().sum(-1) / d**0.5).reshape(setting.tail_blocks, setting.tail_block)
         ratio = gap.quantile(levels, dim=1).cpu() / log_inverse[:, None]  # (deltas, blocks)
         growth = ratio[1:] / ratio[:-1]

@@ -136,6 +136,8 @@ class Problem:
 
 
 def horizon_runs(
+    run: Run,
+    name: str,
     problem: Problem,
     optimizer: Callable[[Tensor], AdaGO],
     horizons: Tensor,
@@ -157,7 +159,9 @@ def horizon_runs(
         else torch.full((H, S), torch.inf, dtype=W.dtype, device=W.device)
     )
     clamped, off = torch.zeros_like(total), torch.zeros(S, dtype=W.dtype, device=W.device)
-    for t in range(int(horizons[-1])):
+    state = {"run": (W, M, v2, total, clamped, off), "generator": generator}
+    for t in run.checkpoint(name, int(horizons[-1]), state):
+        W, M, v2, total, clamped, off = state["run"]
         on = int(torch.searchsorted(horizons, t, right=True))  # runs with T <= t have ended
         part = AdaGO(rule.eta[on:], rule.mu[on:], rule.eps[on:], rule.gamma, rule.v0, rule.constant)
         exact = problem.gradient(W[on:])
@@ -168,8 +172,9 @@ def horizon_runs(
         clamped[on:] += alpha <= part.eps
         if t % 16 == 0:
             sigma = torch.linalg.svdvals(direction[-1])
-            off = torch.maximum(off, (sigma - 1).abs().amax(-1))
+            off.copy_(torch.maximum(off, (sigma - 1).abs().amax(-1)))
         W[on:] -= alpha[..., None, None] * direction
+    W, M, v2, total, clamped, off = state["run"]
     return total / horizons[:, None] if average else total, off, clamped / horizons[:, None]
 
 
@@ -199,7 +204,9 @@ def rates(setting: Setting, run: Run, add: Callable[..., None]) -> None:
         horizons = torch.tensor(steps, dtype=torch.float64, device=run.device)
         for name, optimizer in run.progress(list(methods.items()), case):
             generator = run.generator(case, name) if case == "stochastic" else None
-            norm, off, clamped = horizon_runs(problem, optimizer, horizons, generator, case == "stochastic")
+            norm, off, clamped = horizon_runs(
+                run, f"{case}: {name}", problem, optimizer, horizons, generator, case == "stochastic"
+            )
             add(name, "gradient norm", x=steps, value=norm.T, case=case)
             if name == "AdaGO":
                 add(name, "share of steps at the clamp", x=steps, value=clamped.T, case=case)
@@ -244,7 +251,14 @@ def initial(sizes: tuple[int, ...], B: int, generator: torch.Generator, device: 
 
 
 def train(
-    method: str, rate: Tensor, parameters: list[Tensor], loss: Callable[[list[Tensor]], Tensor], steps: int
+    run: Run,
+    task: str,
+    method: str,
+    rate: Tensor,
+    parameters: list[Tensor],
+    loss: Callable[[list[Tensor]], Tensor],
+    steps: int,
+    generator: torch.Generator,
 ) -> list[Tensor]:
     """Train B networks, each with its own step size rate (B,). The hidden matrices are the method's; biases and the first
     and last layer are Adam's, at a step of 0.003 for all methods (Adam uses its own rate everywhere)."""
@@ -258,21 +272,24 @@ def train(
         rate, torch.full_like(rate, 0.95), orthogonal=newton_schulz, **kinds.get(method, kinds["Muon"])
     )  # type: ignore[arg-type]
     parameters = [p.clone().requires_grad_() for p in parameters]
-    state = {i: rule.start(p.detach()) for i, p in enumerate(parameters)}
+    momenta = [rule.start(p.detach()) for p in parameters]
     first, second = [torch.zeros_like(p) for p in parameters], [torch.zeros_like(p) for p in parameters]
-    for t in range(1, steps + 1):
+    state = {"run": (parameters, momenta, first, second), "batches": generator}
+    for t in (step + 1 for step in run.checkpoint(f"{task}: {method}", steps, state)):
+        parameters, momenta, first, second = state["run"]
         gradients = torch.autograd.grad(loss(parameters).sum(), parameters)
         with torch.no_grad():
             for i, (p, G) in enumerate(zip(parameters, gradients, strict=True)):
                 if i in hidden and method != "Adam":
-                    alpha, direction, *state[i] = rule.step(G, *state[i], first=t == 1)
+                    alpha, direction, *momentum = rule.step(G, *momenta[i], first=t == 1)
+                    momenta[i] = tuple(momentum)
                     p -= alpha[:, None, None] * direction
                 else:
                     first[i].lerp_(G, 0.1)
                     second[i].lerp_(G**2, 0.001)
                     size = rate[:, None, None] if method == "Adam" else 0.003
                     p -= size * (first[i] / (1 - 0.9**t)) / ((second[i] / (1 - 0.999**t)).sqrt() + 1e-8)
-    return [p.detach() for p in parameters]
+    return [p.detach() for p in state["run"][0]]
 
 
 def regression_task(setting: Setting, S: int, R: int, generator: torch.Generator, device: torch.device):
@@ -342,7 +359,7 @@ def comparisons(setting: Setting, run: Run, add: Callable[..., None]) -> None:
             generator = run.generator(task)  # the same tasks, starts and batches for every method
             loss, test, sizes = make(setting, S, len(grid), generator, run.device)
             start = [p.repeat(len(grid), 1, 1) for p in initial(sizes, S, generator, run.device)]
-            losses = test(train(method, rate, start, loss, steps)).reshape(-1, S)
+            losses = test(train(run, task, method, rate, start, loss, steps, generator)).reshape(-1, S)
             # (rates, seeds): the sum over the other seeds; one that diverged rules a rate out
             others = (losses.sum(1, keepdim=True) - losses).nan_to_num(nan=torch.inf)
             best = others.argmin(0)

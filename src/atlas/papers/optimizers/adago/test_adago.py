@@ -63,7 +63,7 @@ def test_adam_is_torchs() -> None:
     parameters = e.initial((3, 4, 4, 1), 1, torch.Generator().manual_seed(0), torch.device("cpu"))
     x, y = torch.randn(1, 16, 3), torch.randn(1, 16, 1)
     loss = lambda p: (e.forward(p, x) - y).square().mean((1, 2))
-    ours = e.train("Adam", torch.tensor([0.01]), parameters, loss, 5)
+    ours = e.train(Run("toy"), "task", "Adam", torch.tensor([0.01]), parameters, loss, 5, torch.Generator())
     theirs = [torch.nn.Parameter(p.clone()) for p in parameters]
     optimizer = torch.optim.Adam(theirs, lr=0.01)
     for _ in range(5):

@@ -138,11 +138,12 @@ def measure(setting: Setting, run: Run) -> pd.DataFrame:
     x = -grid[None] * torch.log1p(-(eta * beta)).flatten().cpu().numpy()[:, None]
     log_star = None
     for name, step in (("EGPO", egpo_step), ("single call", single_call_step)):
-        theta, path = theta_ref.expand(2, len(setting.betas), n, Y).clone(), []
-        for t in run.progress(range(1, setting.steps + 1), name):
-            theta = step(theta, theta_ref, lambda pi: times(P, pi), eta, beta)
-            if t in grid:
-                path.append(theta)
+        state = {"theta": theta_ref.expand(2, len(setting.betas), n, Y).clone(), "path": []}
+        for t in run.checkpoint(name, setting.steps, state):
+            state["theta"] = step(state["theta"], theta_ref, lambda pi: times(P, pi), eta, beta)
+            if t + 1 in grid:
+                state["path"].append(state["theta"])
+        theta, path = state["theta"], state["path"]
         if log_star is None:  # EGPO comes first: its end is where Newton starts
             log_star = equilibrium(P, theta, theta_ref, beta)
         kl = (log_star.exp() * (log_star - torch.stack(path).log_softmax(-1))).sum(-1)  # (t, 2, beta, n)
@@ -156,12 +157,13 @@ def measure(setting: Setting, run: Run) -> pd.DataFrame:
     betas = torch.stack([6 * T.log() / T, torch.full_like(T, setting.fixed_beta)])[:, :, None, None, None]
     P_cyclic = tensor(np.stack([make(n, Y, rng) for make in families.values()]))
     ref = references(2 * n).reshape(2, n, Y)
-    theta = ref.expand(2, len(T), 2, n, Y).clone()  # (schedule, T, family, game, Y)
-    for t in run.progress(range(1, max(setting.horizons) + 1), "original game"):
-        on = int((T < t).sum())  # the shorter horizons have ended
+    state = {"theta": ref.expand(2, len(T), 2, n, Y).clone()}  # (schedule, T, family, game, Y)
+    for t in run.checkpoint("original game", max(setting.horizons), state):
+        theta = state["theta"]
+        on = int((T < t + 1).sum())  # the shorter horizons have ended
         b = betas[:, on:]
         theta[:, on:] = egpo_step(theta[:, on:], ref, lambda pi: times(P_cyclic, pi), 1 / (b + 3), b)
-    gap = 2 * (times(P_cyclic, softmax(theta)).amax(-1) - 0.5)
+    gap = 2 * (times(P_cyclic, softmax(state["theta"])).amax(-1) - 0.5)
     for i, name in enumerate(("beta = 6 log(T)/T", "fixed beta")):
         for j, family in enumerate(families):
             table.add(
@@ -225,10 +227,10 @@ def noisy(setting: Setting, run: Run, add: Callable[..., None], rng: np.random.G
                 return torch.binomial(count, times(P, pi).clamp(0, 1), generator=generator) / setting.samples
 
             eta = rates if purpose == "tuning" else best[name]
-            theta = theta_ref.expand(eta.shape[0], games, -1)
-            for _ in run.progress(range(setting.noisy_steps), f"{purpose}: {name}"):
-                theta = step(theta, theta_ref, estimate, eta, beta)
-            gap = regularised_gap(P, theta, theta_ref, beta)
+            state = {"theta": theta_ref.expand(eta.shape[0], games, -1), "samples": generator}
+            for _ in run.checkpoint(f"{purpose}: {name}", setting.noisy_steps, state):
+                state["theta"] = step(state["theta"], theta_ref, estimate, eta, beta)
+            gap = regularised_gap(P, state["theta"], theta_ref, beta)
             if purpose == "tuning":
                 best[name] = rates[[int(gap.mean(1).nan_to_num(nan=torch.inf).argmin())]]
             else:

@@ -173,7 +173,8 @@ def train_backbone(setting: Setting, run: Run, x: Tensor, y: Tensor, number: int
         model = Backbone(setting.features, int(y.max()) + 1).to(run.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     generator = run.generator("batches", number)
-    for _ in range(setting.epochs):
+    state = {"model": model, "optimizer": optimizer, "batches": generator}
+    for _ in run.checkpoint(f"training backbone {number}", setting.epochs, state):
         order = torch.randperm(len(x), generator=generator, device=run.device)
         for batch in order.split(128):
             optimizer.zero_grad()
@@ -256,7 +257,7 @@ def measure(setting: Setting, run: Run) -> pd.DataFrame:
     y = torch.cat(
         [torch.full((min(len(c), setting.base_images),), i, device=run.device) for i, c in enumerate(base)]
     )
-    for b in run.progress(range(setting.backbones), "backbones"):
+    for b in run.checkpoint("backbones", setting.backbones, {"table": table}):
         model = train_backbone(setting, run, x, y, b)
         with torch.no_grad():
             mean = model.embed(x[:: max(1, len(x) // 2000)]).mean(0)
