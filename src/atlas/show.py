@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -93,6 +94,8 @@ def print_verdicts(out: Path, slugs: list[str], newer: float | None = None) -> b
         screen.print(
             f"figures: {out}/<paper>/figure.svg   table: {out}/verdicts.csv   one paper: atlas show <paper>"
         )
+    if missing and out.is_dir() and shutil.disk_usage(out).free < 2**20:
+        screen.print(Text(f"no space left on the disk of {out}: free some, then run again", style="red"))
     for slug in missing:
         logs = sorted((out / slug).glob("*.log"), key=lambda p: p.stat().st_mtime)
         if logs:

@@ -12,4 +12,4 @@ rule data:
     message:
         "fetching the data sets"
     shell:
-        "atlas-job fetch > {log} 2>&1"
+        "atlas-job fetch > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"

@@ -21,7 +21,7 @@ rule track:
     message:
         "logging to MLflow"
     shell:
-        "atlas-job track {params.out:q} {params.papers} > {log} 2>&1"
+        "atlas-job track {params.out:q} {params.papers} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
 
 
 # All verdicts as one table, and the overview figures.
@@ -51,4 +51,4 @@ rule atlas:
     message:
         "drawing the overview"
     shell:
-        "atlas-job overview {params.out:q} {params.papers} > {log} 2>&1"
+        "atlas-job overview {params.out:q} {params.papers} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
