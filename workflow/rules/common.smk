@@ -1,4 +1,5 @@
 # The configuration, the selected papers, and small helpers of the rules.
+import atexit
 import json
 import math
 import os
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(workflow.basedir, "src")))
 import atlas.config
 import atlas.data
 import atlas.paper
-from atlas import forkserver, lock, slurm, sources
+from atlas import forkserver, lock, plan, slurm, sources
 from atlas.errors import AtlasError
 from atlas.paper import FAMILIES
 
@@ -107,6 +108,20 @@ def folder_of_output(wildcards, output):
 
 
 run_state = {}
+
+
+@atexit.register
+def show_plan():
+    """At the end of a dry run: what the measurements would take."""
+    if workflow.dryrun and (dag := getattr(workflow, "dag", None)):
+        slugs = [
+            job.wildcards.paper
+            for job in dag.needrun_jobs(exclude_finished=False)
+            if job.rule.name == "measure"
+        ]
+        rows = plan.plan((PAPERS[slug] for slug in slugs), CONFIG.tier, OUT)
+        print(plan.describe(rows), file=sys.stderr)
+
 
 # snakemake takes all cores of the node that it sees, also where SLURM does not confine a job to its own
 if MINE and (cores := slurm.cpus()):
