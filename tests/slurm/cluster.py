@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import shutil
 import signal
@@ -118,6 +119,11 @@ class Cluster:
 
     def __enter__(self) -> Cluster:
         install()
+        self.lock = open("/run/lock/atlas-slurm", "w")  # noqa: PTH123
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Unavailable("a test cluster is running on this host already") from None
         try:
             self._configure()
             self._munge()

@@ -56,7 +56,17 @@ def datasets(wildcards):
     return [DATA[name].path for name in PAPERS[wildcards.paper].data]
 
 
+def set_up_job():
+    """Tell snakemake in a cluster job what the one that submitted it does not pass on: how large groups are (it would start
+    every member with a snakemake of its own, one after the other), and that one failure should not stop the others.
+    """
+    workflow.group_settings.group_components = {"small": len(MINE)}
+    workflow.execution_settings.keep_going = True
+
+
 def wanted(wildcards):
+    if MINE:
+        set_up_job()  # here, since snakemake has no settings yet when it reads this file
     return getattr(PAPERS[wildcards.paper].resources, CONFIG.tier)
 
 
