@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import time
 from pathlib import Path
+from types import FrameType
+
+import psutil
 
 from atlas.errors import AtlasError
 
@@ -30,6 +35,17 @@ def cpus() -> int | None:
     """CPUs of the job step that this process runs in, None outside one."""
     given = os.environ.get("SLURM_CPUS_PER_TASK")
     return int(given) if given else None
+
+
+def pass_on_warnings() -> None:
+    """Let SLURM's warning, which reaches only the first process of a job step, come to all processes below this one."""
+
+    def send(signum: int, frame: FrameType | None) -> None:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signum)
+
+    signal.signal(signal.SIGURG, send)  # atlas.checkpoint.WARNING
 
 
 def accounting() -> bool:

@@ -3,6 +3,8 @@
     python -m tests.slurm.cluster              run one until Ctrl-C
     python -m tests.slurm.cluster COMMAND ...  while a command runs; its exit status
 
+--accounting before the command: with slurmdbd and MariaDB, so that sacct works.
+
 Needs root, and Debian or Ubuntu: it installs slurm-wlm and munge if they are missing. Nodes n1 and n2 (partition all) and n3
 and n4 (partition fragile) claim 4 CPUs, 8 GB and two make-believe GPUs each (device files that harm nobody). SLURM has
 to find its configuration where it looks by default, /etc/slurm: a host that already belongs to a cluster is left alone.
@@ -27,6 +29,7 @@ from pathlib import Path
 ETC = Path("/etc/slurm")
 MARK = "# written by tests/slurm/cluster.py"
 PACKAGES = ("slurm-wlm", "munge")
+FOR_ACCOUNTING = ("slurmdbd", "mariadb-server")
 NODES = ("n1", "n2", "n3", "n4")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 
@@ -36,7 +39,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort=17101
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=cred_expire=10
+AuthInfo=cred_expire=30
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -48,6 +51,7 @@ TaskPlugin={task}
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=1
 {overmemory}
+AccountingStorageType=accounting_storage/{accounting}
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 GresTypes=gpu
@@ -76,22 +80,40 @@ AllowedSwapSpace=0
 
 SKIPPED = 77  # exit status when there cannot be a cluster here
 
+ACCOUNTING = "slurmdbd\nAccountingStorageHost=127.0.0.1\nAccountingStoragePort=17102"
+SLURMDBD_CONF = """{mark}
+AuthType=auth/munge
+DbdHost=localhost
+DbdPort=17102
+SlurmUser=root
+LogFile={folder}/slurmdbd.log
+PidFile={folder}/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort=17306
+StorageUser=slurm
+StoragePass=slurm
+StorageLoc=slurm
+"""
+
 
 class Unavailable(Exception):
     """Why there cannot be a cluster here."""
 
 
-def install() -> None:
+def install(accounting: bool = False) -> None:
     """Install SLURM with apt-get, if it is not there. Raises Unavailable without root or apt-get."""
+    programs = [*PROGRAMS, *(["slurmdbd", "mariadbd"] if accounting else [])]
+    packages = [*PACKAGES, *(FOR_ACCOUNTING if accounting else [])]
     if os.geteuid() != 0:
         raise Unavailable("a test cluster needs root")
     if (conf := ETC / "slurm.conf").is_file() and MARK not in conf.read_text():
         raise Unavailable(f"this host belongs to a SLURM cluster already ({conf})")
-    if not all(map(shutil.which, PROGRAMS)):
+    if not all(map(shutil.which, programs)):
         if not shutil.which("apt-get"):
-            raise Unavailable(f"SLURM is not installed ({', '.join(PROGRAMS)}), and there is no apt-get")
+            raise Unavailable(f"SLURM is not installed ({', '.join(programs)}), and there is no apt-get")
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in ("update", "install --yes --no-install-recommends " + " ".join(PACKAGES)):
+        for command in ("update", "install --yes --no-install-recommends " + " ".join(packages)):
             done = subprocess.run(["apt-get", "--quiet=2", *command.split()], env=environment, text=True,
                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
             if done.returncode:
@@ -113,12 +135,13 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) ->
 class Cluster:
     """`with Cluster():` a running cluster; it is stopped at the end, also when this process is killed."""
 
-    def __init__(self) -> None:
+    def __init__(self, accounting: bool = False) -> None:
+        self.accounting = accounting
         self.folder = Path(tempfile.mkdtemp(prefix="atlas-slurm-"))
         self.daemons: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Cluster:
-        install()
+        install(self.accounting)
         self.lock = open("/run/lock/atlas-slurm", "w")  # noqa: PTH123
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -127,16 +150,22 @@ class Cluster:
         try:
             self._configure()
             self._munge()
+            if self.accounting:
+                self._account()
             self._daemon("slurmctld", "-D")
             for node in NODES:
                 self._daemon("slurmd", "-D", "-N", node)
             wait_for(lambda: states() == dict.fromkeys(NODES, "idle"), "idle nodes")
         except BaseException:
-            for log in self.folder.glob("*.log"):
-                print(log, log.read_text()[-2000:], file=sys.stderr, sep="\n")
+            self.show_logs()
             self.__exit__()
             raise
         return self
+
+    def show_logs(self, most: int = 8000) -> None:
+        """Print the ends of the daemons' logs, to find out what went wrong."""
+        for log in sorted(self.folder.glob("*.log")):
+            print(f"== {log.name}", log.read_text()[-most:], file=sys.stderr, sep="\n")
 
     def __exit__(self, *_: object) -> None:
         if self.daemons:
@@ -149,7 +178,7 @@ class Cluster:
                 daemon.wait(10)
             except subprocess.TimeoutExpired:
                 daemon.kill()
-        for name in ("slurm.conf", "gres.conf", "cgroup.conf"):
+        for name in ("slurm.conf", "gres.conf", "cgroup.conf", "slurmdbd.conf"):
             (ETC / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -164,6 +193,7 @@ class Cluster:
             "task": "task/cgroup" if cgroup1 else "task/none",
             "overmemory": "" if cgroup1 else "JobAcctGatherParams=OverMemoryKill",
             "plugin": "cgroup/v1",
+            "accounting": ACCOUNTING if self.accounting else "none",
         }
         ETC.mkdir(exist_ok=True)
         (ETC / "slurm.conf").write_text(SLURM_CONF.format(**values))
@@ -171,6 +201,34 @@ class Cluster:
         if cgroup1:
             (ETC / "cgroup.conf").write_text(CGROUP_CONF.format(**values))
         (self.folder / "state").mkdir()
+        if self.accounting:
+            conf = ETC / "slurmdbd.conf"
+            conf.touch(mode=0o600)
+            conf.write_text(SLURMDBD_CONF.format(**values))
+
+    def _account(self) -> None:
+        """Start a database and slurmdbd."""
+        self.folder.chmod(0o755)
+        data, socket_file = self.folder / "database", self.folder / "database.socket"
+        data.mkdir()
+        for path in (data, self.folder):
+            shutil.chown(path, "mysql")
+        ask("mariadb-install-db", "--no-defaults", "--user=mysql", f"--datadir={data}", "--skip-test-db")
+        self._daemon("mariadbd", "--no-defaults", "--user=mysql", f"--datadir={data}", f"--socket={socket_file}",
+                     "--bind-address=127.0.0.1", "--port=17306")  # fmt: skip
+        client = ("mariadb", "--no-defaults", f"--socket={socket_file}", "-e")
+
+        def answers(query: str) -> bool:
+            return subprocess.run([*client, query], capture_output=True, check=False).returncode == 0
+
+        wait_for(lambda: answers("select 1"), "the database")
+        ask(
+            *client,
+            "create user slurm@'127.0.0.1' identified by 'slurm'; grant all on slurm.* to slurm@'127.0.0.1'",
+        )
+        self._daemon("slurmdbd", "-D")
+        add = ("sacctmgr", "--immediate", "add", "cluster", "atlas")
+        wait_for(lambda: subprocess.run(add, capture_output=True, check=False).returncode == 0, "slurmdbd")
 
     def _munge(self) -> None:
         if subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode == 0:
@@ -229,9 +287,14 @@ def resume(node: str) -> None:
 def main(command: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        with Cluster() as cluster:
+        accounting = command[:1] == ["--accounting"]
+        command = command[accounting:]
+        with Cluster(accounting) as cluster:
             if command:
-                return subprocess.run(command, check=False).returncode
+                status = subprocess.run(command, check=False).returncode
+                if status:
+                    cluster.show_logs()
+                return status
             print(
                 f"a SLURM cluster is up (sinfo, squeue, snakemake --profile slurm; logs in {cluster.folder}). Ctrl-C ends it"
             )

@@ -157,8 +157,25 @@ def test_a_failing_paper_does_not_take_its_group_with_it(papers: Callable[..., O
 
 def test_time_limit_out_of_memory_and_scancel(papers: Callable[..., OnCluster]) -> None:
     papers("late", runtime=1)
+    papers("long", runtime=2)
     workflow = papers("greedy", "cancelled", "quiet")
-    workflow.trouble(late="hang", greedy="eat memory", cancelled="wait")
+    # `long` is a loop that goes on where it was
+    workflow.edit(
+        "src/atlas/papers/federated/long/experiment.py",
+        "        for t in run.progress(range(setting.steps), method):\n            values.append",
+        """        state = {"x": x, "values": values}
+        for t in run.checkpoint(method, setting.steps, state):
+            x, values = state["x"], state["values"]
+            if what == "be slow":
+                time.sleep(1)
+            values.append""",
+    )
+    workflow.edit(
+        "src/atlas/papers/federated/long/experiment.py",
+        "            x = gradient_descent_step(",
+        '            x = state["x"] = gradient_descent_step(',
+    )
+    workflow.trouble(late="hang", long="be slow", greedy="eat memory", cancelled="wait")
     process = workflow.start("--retries", "0", "--group-components", "small=1")
     wait_for(lambda: workflow.starts().get("cancelled"), "the job to cancel", 120)
     ask("scancel", *workflow.jobs()["cancelled"])
@@ -168,9 +185,15 @@ def test_time_limit_out_of_memory_and_scancel(papers: Callable[..., OnCluster]) 
     assert "oom-kill" in reasons["greedy"] and "DUE TO TIME LIMIT" in reasons["late"], output
     assert "CANCELLED" in reasons["cancelled"] and "TIME LIMIT" not in reasons["cancelled"], output
     assert (workflow.folder / "results/laptop/quiet/verdicts.json").is_file()
+
+    # SLURM's warning came 90 s before the limit, that of the experiment's own limit comes after 108 s
+    log = workflow.folder / "results/laptop/long/measure.log"
+    saved = [int(step) for step in re.findall(r"last checkpoint saved at step (\d+)", log.read_text())]
+    assert saved and saved[0] < 90, log.read_text()
     workflow.trouble()
     workflow.run("--retries", "0")
-    assert workflow.starts() == {"late": 2, "greedy": 2, "cancelled": 2, "quiet": 1}
+    assert workflow.starts() == {"late": 2, "long": 2, "greedy": 2, "cancelled": 2, "quiet": 1}
+    assert f"continued at step {saved[-1]}" in log.read_text()
     workflow.same_as_undisturbed()
 
 

@@ -137,6 +137,9 @@ def show_plan():
 if MINE and (cores := slurm.cpus()):
     workflow.global_resources["_cores"] = cores
 
+if MINE and "slurm-jobstep" not in sys.argv:
+    slurm.pass_on_warnings()
+
 # the papers of a cluster job share a fork server, in the inner one of the two processes that snakemake starts there
 if len(MINE) > 1 and "slurm-jobstep" not in sys.argv:
     run_state["server"] = forkserver.start()
