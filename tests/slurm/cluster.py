@@ -291,7 +291,8 @@ def main(command: list[str]) -> int:
         command = command[accounting:]
         with Cluster(accounting) as cluster:
             if command:
-                status = subprocess.run(command, check=False).returncode
+                environment = {**os.environ, "ATLAS_TEST_ACCOUNTING": str(int(accounting))}
+                status = subprocess.run(command, env=environment, check=False).returncode
                 if status:
                     cluster.show_logs()
                 return status

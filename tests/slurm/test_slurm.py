@@ -6,7 +6,9 @@ measurements and verdicts as a run that nothing disturbed.
 
 import csv
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from atlas import slurm
 from tests.driver import Workflow
 from tests.slurm.cluster import NODES, ask, jobs, resume, set_node, states, wait_for
 
@@ -112,6 +115,12 @@ def papers(project: Path, add_paper: AddPaper) -> Callable[..., OnCluster]:
         return OnCluster(project)
 
     return add
+
+
+def test_accounting_is_noticed() -> None:
+    """sacct is there in any case, and of use only with a database behind it."""
+    assert shutil.which("sacct")
+    assert slurm.accounting() == (os.environ["ATLAS_TEST_ACCOUNTING"] == "1")
 
 
 def test_a_run_on_the_cluster_equals_a_local_one(papers: Callable[..., OnCluster]) -> None:

@@ -180,6 +180,7 @@ def measure(setting: Setting, run: Run) -> pd.DataFrame:
     table, T = run.table(), setting.T
     schedules = {"exponential steps": exponential_steps, "uniform steps": uniform_steps}
     smallest = min(*setting.deltas, *setting.delta_grid)
+    log_inverse = -np.log(setting.delta_grid)
 
     for law, draws in run.progress(list(laws(setting, run.rng("laws")).items()), "laws"):
         phis = [fisher(ratio, 1, smallest, T, setting.per_e_fold) for ratio in draws]
@@ -193,8 +194,16 @@ def measure(setting: Setting, run: Run) -> pd.DataFrame:
                 [path_kl(phi, schedule(setting.delta_steps, T, delta)) for delta in setting.delta_grid]
                 for phi in phis
             ]
-            x = -np.log(setting.delta_grid)
-            table.add(name, "path KL", x=x, value=np.array(kl), law=law, part="smoothness")
+            table.add(name, "path KL", x=log_inverse, value=np.array(kl), law=law, part="smoothness")
+        fewer = (setting.delta_steps * (log_inverse[0] / log_inverse) ** 2).round().astype(int)
+        kl = [
+            [
+                path_kl(phi, exponential_steps(N, T, delta))
+                for N, delta in zip(fewer, setting.delta_grid, strict=True)
+            ]
+            for phi in phis
+        ]
+        table.add("N/log^2 steps", "path KL", x=log_inverse, value=np.array(kl), law=law, part="smoothness")
 
     rng = run.rng("dimensions")
     delta, N = setting.dim_delta, setting.dim_steps
