@@ -39,8 +39,8 @@ test-slow: $(VENV)/.dev ## statistical coverage and whole-workflow tests too
 	$(BIN)/python -m pytest -m "not slurm" $(ARGS)
 
 test-slurm: $(VENV)/.dev ## on a real SLURM cluster on this host (root; installs slurm-wlm and munge)
-	@$(BIN)/python -m tests.slurm.cluster $(BIN)/python -m pytest -m slurm -n 3 tests/slurm $(ARGS) || test $$? = 77
-	@$(BIN)/python -m tests.slurm.cluster --accounting $(BIN)/python -m pytest -m slurm -n 3 -k "equals or killed or accounting" tests/slurm || test $$? = 77
+	@$(BIN)/python -m tests.slurm.cluster tests/slurm/run $(BIN)/python $(ARGS) || test $$? = 77
+	@$(BIN)/python -m tests.slurm.cluster --accounting tests/slurm/run $(BIN)/python -k "equals or killed or accounting" || test $$? = 77
 
 lint: $(VENV)/.dev ## ruff, mypy, snakefmt, snakemake --lint
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import fcntl
 import os
+import random
 import shutil
 import signal
 import socket
@@ -35,6 +36,7 @@ PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 
 SLURM_CONF = """{mark}
 ClusterName=atlas
+FirstJobId={first}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort=17101
 SlurmUser=root
@@ -193,6 +195,7 @@ class Cluster:
             "task": "task/cgroup" if cgroup1 else "task/none",
             "overmemory": "" if cgroup1 else "JobAcctGatherParams=OverMemoryKill",
             "plugin": "cgroup/v1",
+            "first": 100 * random.randint(1, 9999),  # no job of another cluster of ours has the same number
             "accounting": ACCOUNTING if self.accounting else "none",
         }
         ETC.mkdir(exist_ok=True)
