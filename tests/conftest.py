@@ -33,3 +33,12 @@ def add_paper(project: Path) -> Callable[..., Path]:
     from atlas.scaffold import new
 
     return lambda family, slug: new(family, slug, project / "src/atlas/papers")
+
+
+@pytest.fixture(scope="session")
+def data_sets() -> None:
+    """The data of this checkout, from the remote that travels with it."""
+    from atlas import data
+
+    if any(not (ROOT / item.path).is_file() for item in data.tracked(ROOT).values()):
+        data.fetch(ROOT)

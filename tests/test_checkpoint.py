@@ -197,6 +197,7 @@ RESUMABLE = [
 ]
 
 
+@pytest.mark.usefixtures("data_sets")
 @pytest.mark.parametrize("slug", RESUMABLE)
 def test_a_paper_continues_with_the_same_numbers(
     slug: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -55,6 +55,7 @@ def test_a_block_agrees(name: str) -> None:
     assert difference < 1e-12
 
 
+@pytest.mark.usefixtures("data_sets")
 @pytest.mark.parametrize("slug", list(folders()))
 def test_a_paper_runs_and_measures_the_same_things(slug: str) -> None:
     """Random streams differ between devices, so values do too; rows, and what is deterministic, do not."""

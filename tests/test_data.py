@@ -3,7 +3,6 @@
 import hashlib
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,7 @@ from atlas.errors import AtlasError
 
 from .conftest import ROOT
 
-
-@pytest.fixture(scope="session", autouse=True)
-def pulled() -> None:
-    """The data of this checkout, from the remote that travels with it."""
-    if any(not (ROOT / item.path).is_file() for item in data.tracked(ROOT).values()):
-        subprocess.run([sys.executable, "-m", "dvc", "pull", "--quiet"], cwd=ROOT, check=True)
+pytestmark = pytest.mark.usefixtures("data_sets")
 
 
 def test_fashion_mnist_is_the_published_one() -> None:
