@@ -133,7 +133,6 @@ def runs(uri: str) -> int:
     return len([r for r in client.search_runs(ids, max_results=1000) if "atlas.digest" in r.data.tags])
 
 
-@pytest.mark.slow
 def test_the_mlflow_server_stops_during_track(workflow: Workflow, tmp_path: Path) -> None:
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
