@@ -42,6 +42,9 @@ def prepare_environment(repository: Path) -> None:
             [*map(str, folders), *filter(None, [os.environ.get(variable)])]
         )
 
+    # glibc gives large freed blocks back to the system at once, and a loop over large tensors spends its time on page faults
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
+        os.environ.setdefault(name, str(2**29))
     prepend("PATH", repository / "workflow" / "scripts", Path(sys.executable).parent)
     prepend("PYTHONPATH", repository / "src")
 
