@@ -21,8 +21,6 @@ AddPaper = Callable[..., Path]
 def workflow(project: Path, add_paper: AddPaper) -> Workflow:
     add_paper("federated", "alpha")
     add_paper("vision", "beta")
-    config = project / "config/config.yaml"
-    config.write_text(config.read_text().replace("tier: laptop", "tier: laptop"))
     return Workflow(project)
 
 
