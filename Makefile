@@ -53,7 +53,7 @@ ui: $(VENV)/.installed ## browse the results in MLflow, on loopback
 	@$(BIN)/atlas ui $(ARGS)
 
 benchmark: $(VENV)/.dev ## the pipeline's overhead and the cost of --dry-run
-	$(BIN)/python tests/benchmark.py $(ARGS)
+	$(BIN)/python -m tests.benchmark $(ARGS)
 
 lock: $(VENV)/.dev ## pin the newest versions that fit pyproject.toml
 	$(BIN)/python workflow/scripts/lock.py

@@ -13,28 +13,18 @@ import argparse
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "src"))
-
-from atlas.paper import FAMILIES  # noqa: E402
-from atlas.scaffold import new  # noqa: E402
+from atlas.paper import FAMILIES
+from atlas.scaffold import new
+from tests.driver import copy_project
 
 
 def copy(folder: Path, papers: int) -> Path:
-    project = folder / f"project-{papers}"
-    ignore = shutil.ignore_patterns("papers", "__pycache__")
-    for name in ("workflow", "src", "config", ".dvc"):
-        shutil.copytree(ROOT / name, project / name, ignore=ignore)
-    for name in ("Snakefile", "data.dvc", "environment.yml"):
-        shutil.copy(ROOT / name, project)
-    (project / "profiles").symlink_to("workflow/profiles")
-    (project / "src/atlas/papers").mkdir()
+    project = copy_project(folder / f"project-{papers}")
     for i in range(papers):
         new(FAMILIES[i % len(FAMILIES)], f"generated_{i}", project / "src/atlas/papers")
     return project

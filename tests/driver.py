@@ -1,10 +1,49 @@
-"""Run the workflow for real on a copy of the project."""
+"""Run the workflow for real on a copy of the project, and what such tests share."""
 
+import csv
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {seconds:.0f} s for {what}")
+        time.sleep(0.1)
+
+
+def copy_project(to: Path) -> Path:
+    """A copy of the project without its papers, for what runs the workflow or breaks things."""
+    ignore = shutil.ignore_patterns(
+        "papers", "__pycache__", ".git", ".venv", "results", ".snakemake", "tests", "*.egg-info"
+    )
+    to.mkdir(parents=True)
+    for name in ("Snakefile", "workflow", "src", "config", "data.dvc", ".dvc", "environment.yml"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, to / name, ignore=ignore)
+        else:
+            shutil.copy(source, to / name)
+    for link, target in (("profiles", "workflow/profiles"), ("slurm", "workflow/profiles/slurm")):
+        (to / link).symlink_to(target)
+    (to / "src/atlas/papers").mkdir()
+    return to
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class Workflow:
@@ -37,3 +76,9 @@ class Workflow:
         text = path.read_text()
         assert old in text
         path.write_text(text.replace(old, new, 1))
+
+    def verdicts(self, results: str = "results") -> list[dict[str, str]]:
+        """The rows of verdicts.csv at the laptop tier, without what they cost."""
+        cost = ("cpu_seconds", "wall_seconds", "commit")
+        with (self.folder / results / "laptop/verdicts.csv").open() as file:
+            return [{k: v for k, v in row.items() if k not in cost} for row in csv.DictReader(file)]

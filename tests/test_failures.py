@@ -3,10 +3,8 @@
 Killed, cancelled and starved jobs, lost nodes, a killed snakemake and a second one: tests/slurm and test_workflow.py.
 """
 
-import csv
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +16,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from tests.driver import Workflow
+from tests.driver import Workflow, free_port
 
 pytestmark = pytest.mark.workflow
 AddPaper = Callable[..., Path]
@@ -35,11 +33,6 @@ def workflow(project: Path, add_paper: AddPaper) -> Workflow:
         experiment.write_text(code.replace(marker, marker + '    data.images("digits")\n'))
     subprocess.run(["git", "init", "-q"], cwd=project, check=True)  # DVC wants a repository
     return Workflow(project)
-
-
-def verdicts(workflow: Workflow, results: str) -> list[tuple[str, ...]]:
-    with (workflow.folder / results / "laptop/verdicts.csv").open() as file:
-        return [(r["paper"], r["claim"], r["verdict"], r["estimate"], r["low"]) for r in csv.DictReader(file)]
 
 
 def test_damaged_data_are_fetched_again(workflow: Workflow) -> None:
@@ -60,7 +53,7 @@ def test_damaged_data_are_fetched_again(workflow: Workflow) -> None:
     assert "data/digits.npz: not what data.dvc tracks, fetching again" in output
     assert file.read_bytes() == good and cached.read_bytes() == good
     workflow.run("--config", "results=undisturbed")
-    assert verdicts(workflow, "results") == verdicts(workflow, "undisturbed")
+    assert workflow.verdicts() == workflow.verdicts("undisturbed")
 
 
 @contextmanager
@@ -89,7 +82,7 @@ def test_a_full_disk(workflow: Workflow) -> None:
         workflow.run("--config", "results=results")
         undisturbed = workflow.run("--config", "results=undisturbed")
         assert "2 verified" in undisturbed
-        assert verdicts(workflow, "results") == verdicts(workflow, "undisturbed")
+        assert workflow.verdicts() == workflow.verdicts("undisturbed")
 
 
 @contextmanager
@@ -119,12 +112,6 @@ def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def runs(uri: str) -> int:

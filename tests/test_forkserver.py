@@ -1,5 +1,6 @@
 """Jobs in the fork server: output, exit status, environment, and that nothing outlives its master."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -13,8 +14,10 @@ import pytest
 
 from atlas import forkserver
 
+from . import driver
 from .conftest import ROOT
 
+wait_for = functools.partial(driver.wait_for, what="the server", seconds=20)
 JOB = ROOT / "workflow/scripts/atlas-job"
 
 
@@ -72,13 +75,6 @@ def test_cluster_jobs_do_not_use_the_server_of_the_submitting_host(
 
 def children(pid: int) -> list[int]:
     return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def wait_for(condition, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.05)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")

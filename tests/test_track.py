@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from atlas.claims import Result
 from atlas.errors import AtlasError
 from atlas.track import MOST_VALUES, connect, curves, default_uri, track, ui
 from atlas.verify import ClaimVerdict, ControlResult, PaperVerdicts
+from tests.driver import free_port
 
 X = np.array([1, 2, 4, 8, 16])
 SETTING = {"step_size": 0.1, "widths": [1, 2], "long": "w" * 7000, **{f"p{i}": i for i in range(110)}}
@@ -273,12 +273,6 @@ def test_a_failure_halfway_is_caught_up(
     assert (stamp["logged"], stamp["skipped"]) == (2, 1)
     assert keys(client) == ["laptop/0/adam", "laptop/0/fedprox", "laptop/0/scaffold"]
     assert len(runs(client, "tags.method LIKE '%'")) == 6
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_an_unusable_store_fails_quickly(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path, key: str) -> None:
         self.folder = folder
+        self.finished = folder / "finished"  # the measurement, once it is done
         self.interval = float(os.environ.get("ATLAS_CHECKPOINT_SECONDS", INTERVAL))
         self.warned = False
         self.attempts, self.seconds, self.cpu_seconds = 1, 0.0, 0.0  # of the earlier attempts
@@ -103,7 +104,7 @@ class Checkpoint:
         files.write_text(self.folder / "state.json", json.dumps(record))
 
     def finish(self, out: Path, names: tuple[str, ...]) -> None:
-        """Replace the checkpoints by second names of the finished files, which `finished` holds until they are judged."""
+        """Replace the checkpoints by second names of the finished files, in `finished` until they are judged."""
         for file in self.folder.glob("*.pt"):
             file.unlink()
         self.note()
@@ -112,7 +113,7 @@ class Checkpoint:
         part.mkdir()
         for name in names:
             os.link(out / name, part / name)
-        part.rename(self.folder / "finished")
+        part.rename(self.finished)
 
     def warn(self) -> None:
         """Time is nearly up: the loop that runs saves at its next step."""

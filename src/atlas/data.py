@@ -113,7 +113,6 @@ def load(name: str, folder: Path | None = None) -> dict[str, NDArray[np.generic]
 def _read(path: Path, shown: str, md5: str) -> dict[str, NDArray[np.generic]]:
     import numpy as np
 
-    repair = "run: atlas fetch"
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -121,7 +120,7 @@ def _read(path: Path, shown: str, md5: str) -> dict[str, NDArray[np.generic]]:
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
         raise AtlasError(
-            f"{shown} is not the file that data.dvc tracks (its md5 is {found}, not {md5}); {repair}"
+            f"{shown} is not the file that data.dvc tracks (its md5 is {found}, not {md5}); run: atlas fetch"
         )
     with np.load(path, allow_pickle=False) as arrays:
         return {key: arrays[key] for key in arrays.files}

@@ -98,16 +98,6 @@ def room(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def choose_device(device: str, gpus: int) -> str:
-    """`auto`: the GPU if the measurement asks for one, else the CPU. Raises AtlasError if it is not there."""
-    import torch
-
-    chosen = ("cuda" if gpus else "cpu") if device == "auto" else device
-    if chosen == "cuda" and not torch.cuda.is_available():
-        raise AtlasError("no GPU is visible here: run on a node that has one, or with --config device=cpu")
-    return chosen
-
-
 def measure(
     paper: Paper,
     out: Path,
@@ -134,9 +124,11 @@ def measure(
     from atlas.checkpoint import Checkpoint
     from atlas.run import Run
 
-    wanted = paper.resources.model_dump()[tier]
-    torch.set_num_threads(wanted["cpus"])
-    device = choose_device(device, wanted["gpus"])
+    wanted = getattr(paper.resources, tier)
+    torch.set_num_threads(wanted.cpus)
+    device = wanted.device(device)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise AtlasError("no GPU is visible here: run on a node that has one, or with --config device=cpu")
     module = load_experiment(paper)
     setting = make_setting(paper, module, tier, override)
     datasets = {name: data.tracked()[name].md5 for name in paper.data}
@@ -144,18 +136,17 @@ def measure(
     identity = [paper.slug, dataclasses.asdict(setting), seed, device, datasets, sources, torch.__version__]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()
     checkpoint = Checkpoint(out / "checkpoint", key)
-    finished = out / "checkpoint/finished"
-    if finished.is_dir():
+    if checkpoint.finished.is_dir():
         for name in (MEASUREMENTS, PROVENANCE):
             with room(out), files.replacing(out / name) as path:
-                shutil.copyfile(finished / name, path)
+                shutil.copyfile(checkpoint.finished / name, path)
         print(f"{paper.slug}: finished by an earlier attempt", file=sys.stderr, flush=True)
         return
 
     began = provenance.now()
     wall, cpu = time.perf_counter(), time.process_time()
     run = Run(paper.slug, seed, device, checkpoint)
-    with time_limit(seconds or 60 * wanted["runtime"], checkpoint.warn), checkpoint.listening():
+    with time_limit(seconds or 60 * wanted.runtime, checkpoint.warn), checkpoint.listening():
         table = module.measure(setting, run)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     table = measurements.validate(table)

@@ -81,6 +81,10 @@ class Resources(Strict):
     gpus: int = Field(0, ge=0)
     gpu_model: str | None = None
 
+    def device(self, configured: str) -> str:
+        """`auto` is the GPU for a measurement that asks for one, else the CPU."""
+        return ("cuda" if self.gpus else "cpu") if configured == "auto" else configured
+
 
 class PerTier(Strict):
     smoke: dict[str, Any]

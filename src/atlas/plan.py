@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from atlas.paper import Paper
+from atlas.paper import Paper, Resources
 
 
 class Row(NamedTuple):
@@ -15,13 +15,13 @@ class Row(NamedTuple):
     time limit in hours."""
 
     slug: str
-    gpus: int
-    gpu_model: str | None
-    cpus: int
-    mem_gb: float
+    wanted: Resources
     hours: float | None
-    limit: float
     data: list[str]
+
+    @property
+    def limit(self) -> float:
+        return self.wanted.runtime / 60
 
     @property
     def expected(self) -> float:
@@ -38,20 +38,8 @@ def plan(papers: Iterable[Paper], tier: str, out: Path) -> list[Row]:
             origin = json.loads(path.read_text())
             if origin["device"].startswith("cuda") == bool(wanted.gpus):
                 hours = origin["wall_seconds"] / 3600
-        limit = wanted.runtime / 60
-        rows.append(
-            Row(
-                paper.slug,
-                wanted.gpus,
-                wanted.gpu_model,
-                wanted.cpus,
-                wanted.mem_mb / 1000,
-                hours,
-                limit,
-                paper.data,
-            )
-        )
-    return sorted(rows, key=lambda r: (-r.gpus * r.expected, -r.cpus * r.expected))
+        rows.append(Row(paper.slug, wanted, hours, paper.data))
+    return sorted(rows, key=lambda r: (-r.wanted.gpus * r.expected, -r.wanted.cpus * r.expected))
 
 
 def describe(rows: list[Row], most: int = 20) -> str:
@@ -59,20 +47,21 @@ def describe(rows: list[Row], most: int = 20) -> str:
     if not rows:
         return "plan: nothing to measure"
     lines = []
-    with_gpu = [r for r in rows if r.gpus]
+    with_gpu = [r for r in rows if r.wanted.gpus]
     if with_gpu:
         width = max(len(r.slug) for r in with_gpu[:most])
         lines.append(f"{'measurement':{width}}  GPUs  CPUs  memory   hours            data sets")
     for r in with_gpu[:most]:
         hours = f"at most {r.limit:.1f}" if r.hours is None else f"{r.hours:.2f} (last time)"
-        gpus = f"{r.gpus} {r.gpu_model}" if r.gpu_model else str(r.gpus)
+        w = r.wanted
+        gpus = f"{w.gpus} {w.gpu_model}" if w.gpu_model else str(w.gpus)
         lines.append(
-            f"{r.slug:{width}}  {gpus:4}  {r.cpus:4}  {r.mem_gb:3.0f} GB   {hours:15}  {', '.join(r.data) or '-'}"
+            f"{r.slug:{width}}  {gpus:4}  {w.cpus:4}  {w.mem_mb / 1000:3.0f} GB   {hours:15}  {', '.join(r.data) or '-'}"
         )
     if len(with_gpu) > most:
         lines.append(f"... and {len(with_gpu) - most} more")
-    gpu = sum(r.gpus * r.expected for r in rows)
-    cpu = sum(r.cpus * r.expected for r in rows if not r.gpus)
+    gpu = sum(r.wanted.gpus * r.expected for r in rows)
+    cpu = sum(r.wanted.cpus * r.expected for r in rows if not r.wanted.gpus)
     known = sum(r.hours is not None for r in rows)
     basis = [f"{known} by their last run"] if known else []
     basis += (

@@ -36,7 +36,6 @@ def main() -> None:
     for papers, share in ((10, 1), (20, 5), (40, 20), (options.papers, 20)):
         with tempfile.TemporaryDirectory() as folder:
             project = copy(Path(folder), papers)
-            (project / "slurm").symlink_to("workflow/profiles/slurm")
             command = [sys.executable, "-m", "snakemake", "--profile", "slurm", "--until", "measure", "--quiet", "all",
                        "--group-components", f"small={share}", "--resources", "slots=2",
                        "--slurm-init-seconds-before-status-checks", "5"]  # fmt: skip

@@ -24,8 +24,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
+
+from tests.driver import wait_for
 
 ETC = Path("/etc/slurm")
 MARK = "# written by tests/slurm/cluster.py"
@@ -126,12 +127,8 @@ def ask(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError(f"waited {seconds:.0f} s for {what}")
-        time.sleep(0.2)
+def works(*command: str) -> bool:
+    return subprocess.run(command, capture_output=True, check=False, timeout=30).returncode == 0
 
 
 class Cluster:
@@ -221,29 +218,22 @@ class Cluster:
                      "--bind-address=127.0.0.1", "--port=17306")  # fmt: skip
         client = ("mariadb", "--no-defaults", f"--socket={socket_file}", "-e")
 
-        def answers(query: str) -> bool:
-            return subprocess.run([*client, query], capture_output=True, check=False).returncode == 0
-
-        wait_for(lambda: answers("select 1"), "the database")
+        wait_for(lambda: works(*client, "select 1"), "the database")
         ask(
             *client,
             "create user slurm@'127.0.0.1' identified by 'slurm'; grant all on slurm.* to slurm@'127.0.0.1'",
         )
         self._daemon("slurmdbd", "-D")
-        add = ("sacctmgr", "--immediate", "add", "cluster", "atlas")
-        wait_for(lambda: subprocess.run(add, capture_output=True, check=False).returncode == 0, "slurmdbd")
+        wait_for(lambda: works("sacctmgr", "--immediate", "add", "cluster", "atlas"), "slurmdbd")
 
     def _munge(self) -> None:
-        if subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode == 0:
+        if works("munge", "-n"):
             return
         for folder in ("/run/munge", "/var/log/munge", "/var/lib/munge"):
             Path(folder).mkdir(exist_ok=True)
             shutil.chown(folder, "munge", "munge")
         self._daemon("runuser", "-u", "munge", "--", "munged", "--foreground")
-        wait_for(
-            lambda: subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode == 0,
-            "munged",
-        )
+        wait_for(lambda: works("munge", "-n"), "munged")
 
     def _daemon(self, *command: str) -> None:
         def end_with_parent() -> None:

@@ -4,7 +4,6 @@ After every disturbance the next run must complete, measure again only what was 
 measurements and verdicts as a run that nothing disturbed.
 """
 
-import csv
 import json
 import os
 import re
@@ -17,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from atlas import slurm
-from tests.driver import Workflow
-from tests.slurm.cluster import NODES, ask, jobs, resume, set_node, states, wait_for
+from tests.driver import Workflow, wait_for
+from tests.slurm.cluster import NODES, ask, jobs, resume, set_node, states
 
 pytestmark = [
     pytest.mark.slurm,
@@ -94,16 +93,8 @@ class OnCluster(Workflow):
         for path in (self.folder / "undisturbed/laptop").glob("*/measurements.parquet"):
             other = self.folder / "results/laptop" / path.relative_to(self.folder / "undisturbed/laptop")
             assert other.read_bytes() == path.read_bytes(), other
-        one, two = (
-            verdicts(self.folder / name / "laptop/verdicts.csv") for name in ("results", "undisturbed")
-        )
+        one, two = self.verdicts(), self.verdicts("undisturbed")
         assert one == two and len(one) == len(list((self.folder / "src/atlas/papers").glob("*/*")))
-
-
-def verdicts(path: Path) -> list[dict[str, str]]:
-    cost = ("cpu_seconds", "wall_seconds", "commit")
-    with path.open() as file:
-        return [{k: v for k, v in row.items() if k not in cost} for row in csv.DictReader(file)]
 
 
 @pytest.fixture

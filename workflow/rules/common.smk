@@ -86,8 +86,7 @@ def minutes(wildcards, attempt):
 
 
 def device(wildcards):
-    automatic = "cuda" if wanted(wildcards).gpus else "cpu"
-    return automatic if CONFIG.device == "auto" else CONFIG.device
+    return wanted(wildcards).device(CONFIG.device)
 
 
 def partition(wildcards):

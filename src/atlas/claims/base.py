@@ -79,6 +79,13 @@ class Test(BaseModel):
         """The statistical test on selected rows of a single group."""
         raise NotImplementedError
 
+    def if_enough(self, count: int, outcome: Outcome, reasons: list[str], what: str = "seeds") -> Outcome:
+        """`outcome`, or 'unclear' with a reason added if there are fewer than min_seeds."""
+        if count >= self.min_seeds:
+            return outcome
+        reasons.append(f"only {count} {what}, at least {self.min_seeds} are needed")
+        return "unclear"
+
     def as_control(self, result: Result) -> Result:
         """How a control's result counts; a kind whose controls are null effects may read 'unclear' as 'fail'."""
         return result

@@ -92,9 +92,7 @@ class Comparison(Test):
                     estimate, low, high = estimate / scale, low / scale, high / scale
                     quantity += " (relative)"
             outcome = decide_above(low, high, self.margin)
-            if n < self.min_seeds:
-                outcome = "unclear"
-                reasons.append(f"only {n} paired runs, at least {self.min_seeds} are needed")
+            outcome = self.if_enough(n, outcome, reasons, "paired runs")
             kept = difference[st.thin(n, 200)]
             groups[str(baseline)] = Result(
                 outcome=outcome, quantity=quantity, criterion=f"> {self.margin:g}", estimate=estimate, low=low, high=high,

@@ -100,9 +100,7 @@ class Equality(Test):
             )
         estimate, low, high = st.mean_interval(np.asarray(means, np.float64), level)
         outcome = decide(low, high, **bounds)
-        if len(means) < self.min_seeds:
-            outcome = "unclear"
-            reasons.append(f"only {len(means)} runs, at least {self.min_seeds} are needed")
+        outcome = self.if_enough(len(means), outcome, reasons, "runs")
         return Result(
             outcome=outcome,
             estimate=estimate,

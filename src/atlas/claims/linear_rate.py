@@ -118,9 +118,7 @@ class LinearRate(Test):
                 reasons.append(
                     "not geometric: log or square root of x describes the decay at least twice as well"
                 )
-        if len(rates) < self.min_seeds:
-            outcome = "unclear"
-            reasons.append(f"only {len(rates)} seeds, at least {self.min_seeds} are needed")
+        outcome = self.if_enough(len(rates), outcome, reasons)
         return Result(
             outcome=outcome,
             estimate=estimate,

@@ -108,9 +108,7 @@ class Rate(Test):
         low, high = st.interval(replicates, len(values), self.level)
         low, high = min(low, float(slope)), max(high, float(slope))
         outcome = decide(low, high, **bounds)
-        if len(values) < self.min_seeds:
-            outcome = "unclear"
-            reasons.append(f"only {len(values)} seeds, at least {self.min_seeds} are needed")
+        outcome = self.if_enough(len(values), outcome, reasons)
         detail = {
             **shown,
             "tail": [float(x[keep[0]]), float(x[keep[-1]])],

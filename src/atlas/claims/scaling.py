@@ -75,10 +75,8 @@ class Scaling(Test):
         scores = {name: _scores(name, x, np.vstack([mean, replicates]), spread, self.score) for name in names}
         lead = np.min([scores[rival] - scores[self.form] for rival in self.rivals], axis=0)
         low, high = st.interval(lead[1:], len(values), self.level)
-        outcome = decide_above(low, high, self.margin)
-        reason = ""
-        if len(values) < self.min_seeds:
-            outcome, reason = "unclear", f"only {len(values)} seeds, at least {self.min_seeds} are needed"
+        reasons: list[str] = []
+        outcome = self.if_enough(len(values), decide_above(low, high, self.margin), reasons)
         detail |= {
             "forms": {
                 name: _fit(name, x, mean[None], x, _weights(mean[None], spread, self.score))[0].tolist()
@@ -90,7 +88,7 @@ class Scaling(Test):
         }
         return Result(
             outcome=outcome, estimate=float(lead[0]), low=min(low, float(lead[0])), high=max(high, float(lead[0])),
-            reason=reason, detail=detail, **common,
+            reason="; ".join(reasons), detail=detail, **common,
         )  # fmt: skip
 
 

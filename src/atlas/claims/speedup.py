@@ -82,9 +82,7 @@ class Speedup(Test):
             outcome = "unclear"
         if cf.all() and not cs.any():  # the method that should be faster never arrives, the other always does
             outcome, estimate, low, high = "fail", 0.0, 0.0, min(high, float(np.median(ts / tf / scale)))
-        if n < self.min_seeds:
-            outcome = "unclear"
-            reasons.append(f"only {n} seeds, at least {self.min_seeds} are needed")
+        outcome = self.if_enough(n, outcome, reasons)
         ratio = f"{self.slow} / {self.fast}"
         quantity = f"ratio of {rows.columns[2]} to reach the target, {ratio}"
         if isinstance(self.factor, str):
