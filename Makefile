@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev reproduce test test-slow test-slurm lint ui benchmark lock clean
+.PHONY: help install dev reproduce test test-slow test-browser test-slurm lint ui benchmark lock clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -33,10 +33,13 @@ reproduce: $(VENV)/.installed ## measure and judge every paper (ARGS: arguments 
 
 test: $(VENV)/.dev ## lint, type-check and run the tests
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/python -m pytest -m "not slow and not slurm" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not slurm and not browser" $(ARGS)
 
 test-slow: $(VENV)/.dev ## statistical coverage and whole-workflow tests too
-	$(BIN)/python -m pytest -m "not slurm" $(ARGS)
+	$(BIN)/python -m pytest -m "not slurm and not browser" $(ARGS)
+
+test-browser: $(VENV)/.dev ## the site, the report and MLflow's UI in Chromium (as root it installs Debian's)
+	$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
 
 test-slurm: $(VENV)/.dev ## on a real SLURM cluster on this host (root; installs slurm-wlm and munge)
 	@$(BIN)/python -m tests.slurm.cluster tests/slurm/run $(BIN)/python $(ARGS) || test $$? = 77

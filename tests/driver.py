@@ -22,6 +22,22 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) ->
         time.sleep(0.1)
 
 
+class Unavailable(Exception):
+    """What a test needs cannot be had on this machine."""
+
+
+def apt_install(*packages: str) -> None:
+    """Install Debian packages. Raises Unavailable without root or apt-get, or if that fails."""
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        raise Unavailable(f"not installed: {', '.join(packages)}; to install them needs root and apt-get")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in ("update", "install --yes --no-install-recommends " + " ".join(packages)):
+        done = subprocess.run(["apt-get", "--quiet=2", *command.split()], env=environment, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
+        if done.returncode:
+            raise Unavailable(f"'apt-get {command}' failed: {done.stdout[-500:]}")
+
+
 def copy_project(to: Path) -> Path:
     """A copy of the project without its papers, for what runs the workflow or breaks things."""
     ignore = shutil.ignore_patterns(

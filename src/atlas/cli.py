@@ -214,9 +214,11 @@ def verify(slug: str, out: Path) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("slugs", nargs=-1)
 def track(out: Path, slugs: tuple[str, ...]) -> None:
+    from atlas.site.build import write_runs
     from atlas.track import track as log
 
     log(out, list(slugs))
+    write_runs(out)
 
 
 @atlas.command(hidden=True)
@@ -225,10 +227,12 @@ def track(out: Path, slugs: tuple[str, ...]) -> None:
 def overview(out: Path, slugs: tuple[str, ...]) -> None:
     from atlas import results
     from atlas.figures.overview import draw_overview
+    from atlas.site.build import build
 
     found = list(results.verdicts(out, slugs))
     results.write_table(found, out / "verdicts.csv")
     draw_overview(found, out / "overview")
+    build(out, list(slugs))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -65,9 +65,12 @@ def _files(module: str) -> Iterator[Path]:
 
 
 def modules(*names: str) -> list[Path]:
-    """Files of modules and of whole subpackages of this package, e.g. modules("verify", "claims")."""
+    """Files of modules and of whole subpackages (templates too) of this package, e.g. modules("verify", "claims")."""
     return [
-        p for name in names for p in (PACKAGE / f"{name}.py", *(PACKAGE / name).rglob("*.py")) if p.is_file()
+        p
+        for name in names
+        for p in (PACKAGE / f"{name}.py", *(PACKAGE / name).rglob("*.*"))
+        if p.is_file() and p.suffix != ".pyc"
     ]
 
 

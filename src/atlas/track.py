@@ -111,10 +111,11 @@ def track(
     done = {"logged": 0, "skipped": 0}
     with explained(uri, out.parent), unsynced(sqlite_file(uri)):
         client = connect(out.parent, uri)
-        runs = _update(client, out, slugs, uri, done, progress)
+        runs, experiments = _update(client, out, slugs, uri, done, progress)
     record = {
         "uri": public(uri),
         "papers": runs,
+        "experiments": experiments,
         **done,
         "seconds": round(time.perf_counter() - start, 2),
         "cpu_seconds": round(time.process_time() - cpu, 2),
@@ -180,8 +181,8 @@ def _update(
     uri: str,
     done: dict[str, int],
     progress: Callable[[str], None],
-) -> dict[str, str]:
-    """Log what changed, delete what it replaces; slug -> run."""
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Log what changed, delete what it replaces; slug -> run, slug -> its experiment."""
     ready = [slug for slug in slugs if all((out / slug / name).is_file() for name in INPUTS)]
     origins = {slug: json.loads((out / slug / "provenance.json").read_text()) for slug in ready}
     experiments = _experiments(client, sorted({o["family"] for o in origins.values()}), out.parent, uri)
@@ -206,7 +207,7 @@ def _update(
         if time.monotonic() > reported + 10:
             reported = time.monotonic()
             progress(f"MLflow: {len(runs)} of {len(slugs)} papers")
-    return runs
+    return runs, {slug: experiments[origin["family"]] for slug, origin in origins.items()}
 
 
 def _experiments(client: MlflowClient, families: list[str], results: Path, uri: str) -> dict[str, str]:

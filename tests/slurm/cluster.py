@@ -26,7 +26,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.driver import wait_for
+from tests.driver import Unavailable, apt_install, wait_for
 
 ETC = Path("/etc/slurm")
 MARK = "# written by tests/slurm/cluster.py"
@@ -100,10 +100,6 @@ StorageLoc=slurm
 """
 
 
-class Unavailable(Exception):
-    """Why there cannot be a cluster here."""
-
-
 def install(accounting: bool = False) -> None:
     """Install SLURM with apt-get, if it is not there. Raises Unavailable without root or apt-get."""
     programs = [*PROGRAMS, *(["slurmdbd", "mariadbd"] if accounting else [])]
@@ -115,12 +111,7 @@ def install(accounting: bool = False) -> None:
     if not all(map(shutil.which, programs)):
         if not shutil.which("apt-get"):
             raise Unavailable(f"SLURM is not installed ({', '.join(programs)}), and there is no apt-get")
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in ("update", "install --yes --no-install-recommends " + " ".join(packages)):
-            done = subprocess.run(["apt-get", "--quiet=2", *command.split()], env=environment, text=True,
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
-            if done.returncode:
-                raise Unavailable(f"'apt-get {command}' failed: {done.stdout[-500:]}")
+        apt_install(*packages)
 
 
 def ask(*command: str) -> str:

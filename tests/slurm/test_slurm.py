@@ -221,7 +221,7 @@ def test_a_node_that_is_drained_and_one_that_dies(papers: Callable[..., OnCluste
         (lost,) = (slug for slug, (job,) in workflow.jobs().items() if jobs()[job][1] != "n3")
         workflow.trouble(**{lost: "wait"})
         resume("n4")
-        wait_for(lambda: workflow.starts()[lost] == 2, "the job to start again", 120)
+        wait_for(lambda: workflow.starts()[lost] == 2, "the job to start again", 240)
         workflow.trouble()
         output, _ = process.communicate(timeout=300)
     finally:

@@ -24,12 +24,13 @@ rule track:
         "atlas-job track {params.out:q} {params.papers} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"
 
 
-# All verdicts as one table, and the overview figures.
+# All verdicts as one table, the overview figures, and the site.
 rule atlas:
     input:
         VERDICTS,
     output:
         table=f"{OUT}/verdicts.csv",
+        site=f"{OUT}/site/index.html",
         figures=report(
             expand(
                 f"{OUT}/overview/{{name}}.svg",
@@ -46,9 +47,11 @@ rule atlas:
         "../../environment.yml"
     params:
         papers=" ".join(PAPERS),
-        code=JUDGE,
+        code=sources.digest(
+            sources.modules("verify", "claims", "figures", "site", "catalogue")
+        ),
         out=folder_of_output,
     message:
-        "drawing the overview"
+        "drawing the overview, writing the site"
     shell:
         "atlas-job overview {params.out:q} {params.papers} > {log} 2>&1 || {{ cat {log} >&2; exit 1; }}"

@@ -30,6 +30,11 @@ from atlas.figures.style import (
 )
 from atlas.verify import PaperVerdicts
 
+FIGURES = {
+    "exponents": "Claimed and measured exponents of rates",
+    "speedups": "Claimed and measured speedups",
+    "verdicts": "Verdicts by family and fidelity",
+}
 MOST_NAMES = 12  # with more refuted claims than these none is named
 SIZES = {"refuted": 7.5}  # an X looks smaller than a disc
 
@@ -78,7 +83,7 @@ def exponents(figure: Figure, verdicts: list[PaperVerdicts]) -> str:
     else:
         nothing(axes, "no such claim yet")
     axes.set(xlabel="claimed exponent", ylabel="measured exponent, 95 % interval")
-    return "Claimed and measured exponents of rates"
+    return FIGURES["exponents"]
 
 
 def speedups(figure: Figure, verdicts: list[PaperVerdicts]) -> str:
@@ -108,7 +113,7 @@ def speedups(figure: Figure, verdicts: list[PaperVerdicts]) -> str:
     else:
         nothing(axes, "no such claim yet")
     axes.set(xlabel="claimed or predicted speedup", ylabel="measured speedup, 95 % interval")
-    return "Claimed and measured speedups"
+    return FIGURES["speedups"]
 
 
 def _results(verdicts: list[PaperVerdicts], kind: str) -> Iterator[tuple[str, str, Result]]:
