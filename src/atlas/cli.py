@@ -85,6 +85,57 @@ def verdicts(
 
 
 @atlas.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--json", "as_json", is_flag=True, help="print JSON, for programs")
+def diff(a: str, b: str, as_json: bool) -> None:
+    """Compare two runs: which verdicts changed, which measured values moved beyond their intervals.
+
+    A and B are folders of results (laptop, laptop-seed1, ...) or files that `atlas export` wrote, perhaps at another commit.
+    The exit code is 0 if nothing changed, 1 if something did.
+    """
+    from atlas import diff as runs
+    from atlas.show import print_diff
+
+    folder = Path(configured(None, None).results)
+    found = runs.compare(runs.load(a, folder), runs.load(b, folder))
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        print_diff(found, a, b)
+    sys.exit(any(found[key] for key in ("changed", "moved", "only_a", "only_b")))
+
+
+@atlas.command()
+@click.argument("path", type=click.Path(path_type=Path), default="claims.parquet")
+@click.option("--all", "everything", is_flag=True, help="every tier and seed there are results of")
+@tier_and_seed
+def export(path: Path, everything: bool, tier: str | None, seed: int | None) -> None:
+    """Write all claims and verdicts as one table, .parquet or .csv, with a data dictionary beside it.
+
+    PATH defaults to claims.parquet; the dictionary is PATH with the ending .dictionary.csv.
+    """
+    from atlas import results
+
+    config = configured(tier, seed)
+    folders = (
+        sorted(p.parent for p in Path(config.results).glob("*/verdicts.csv")) if everything else [config.out]
+    )
+    slugs = list(papers.folders())
+    claims = results.table(p for folder in folders for p in results.verdicts(folder, slugs))
+    if claims.empty:
+        raise AtlasError(
+            f"there are no verdicts in {', '.join(map(str, folders)) or config.results}: run snakemake first"
+        )
+    results.write_table(claims, path)
+    dictionary = path.with_suffix(".dictionary.csv")
+    results.write_dictionary(dictionary)
+    click.echo(
+        f"{path}: {len(claims)} claims of {claims['paper'].nunique()} papers; {dictionary} explains its columns"
+    )
+
+
+@atlas.command()
 @click.argument("family")
 @click.argument("slug")
 def new(family: str, slug: str) -> None:
@@ -138,7 +189,8 @@ def run(
     judged = verify(paper, out)
     if png:
         draw(judged, out / "figure.png")
-    console().print(verdict_table([judged]))
+    screen = console()
+    screen.print(verdict_table([judged], screen.width))
     for claim in judged.claims:
         for what, result in (("", claim.result), *((" control", c.result) for c in claim.controls)):
             if result.reason:
@@ -230,7 +282,8 @@ def overview(out: Path, slugs: tuple[str, ...]) -> None:
     from atlas.site.build import build
 
     found = list(results.verdicts(out, slugs))
-    results.write_table(found, out / "verdicts.csv")
+    results.write_table(results.table(found), out / "verdicts.csv")
+    results.write_html(found, out / "overview/claims.html")
     draw_overview(found, out / "overview")
     build(out, list(slugs))
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -51,25 +51,27 @@ def control(claim: ClaimVerdict) -> str:
     return f"{number(r.estimate)} [{number(r.low)}, {number(r.high)}] {OUTCOME[r.outcome]}"
 
 
-def verdict_table(found: Iterable[PaperVerdicts]) -> Table:
-    """Paper, claim, kind, claimed, measured with interval, control, verdict, fidelity, seconds."""
+def verdict_table(found: Iterable[PaperVerdicts], width: int) -> Table:
+    """A row per claim; a screen of less than 150 columns has no room for kind, control, fidelity and CPU seconds."""
+    everything = ("paper", "claim", "kind", "wanted", "measured", "control", "verdict", "fidelity", "CPU s")
+    columns = everything if width >= 150 else ("paper", "claim", "wanted", "measured", "verdict")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("paper", "claim", "kind", "wanted", "measured", "control", "verdict", "fidelity"):
-        table.add_column(name, overflow="fold")
-    table.add_column("CPU s", justify="right")
+    for name in columns:
+        table.add_column(name, overflow="fold", justify="right" if name == "CPU s" else "left")
     for paper in found:
         for i, claim in enumerate(paper.claims):
-            table.add_row(
-                escape(paper.paper) if i == 0 else "",
-                escape(claim.id),
-                claim.kind,
-                escape(claim.result.criterion),
-                measured(claim),
-                control(claim),
-                label(claim.verdict),
-                paper.fidelity,
-                f"{paper.provenance['cpu_seconds']:.1f}" if i == 0 else "",
-            )
+            row: dict[str, str | Text] = {
+                "paper": escape(paper.paper) if i == 0 else "",
+                "claim": escape(claim.id),
+                "kind": claim.kind,
+                "wanted": escape(claim.result.criterion),
+                "measured": measured(claim),
+                "control": control(claim),
+                "verdict": label(claim.verdict),
+                "fidelity": paper.fidelity,
+                "CPU s": f"{paper.provenance['cpu_seconds']:.1f}" if i == 0 else "",
+            }
+            table.add_row(*(row[name] for name in columns))
     return table
 
 
@@ -86,14 +88,12 @@ def print_verdicts(out: Path, slugs: list[str], newer: float | None = None) -> b
         logs = [log for slug in missing for log in (out / slug).glob("*.log") if log.stat().st_mtime >= newer]
         missing = sorted({log.parent.name for log in logs})
     if found:
-        screen.print(verdict_table(found))
-        counts: Counter[str] = Counter(c.verdict for p in found for c in p.claims if c.verdict)
-        claims = sum(len(p.claims) for p in found)
-        words = ", ".join(f"{counts[v]} {v}" for v in STYLE if counts[v])
-        screen.print(f"\n{len(found)} papers, {claims} claims: {words or 'no verdicts at the smoke tier'}")
-        screen.print(
-            f"figures: {out}/<paper>/figure.svg   table: {out}/verdicts.csv   one paper: atlas show <paper>"
-        )
+        screen.print(verdict_table(found, screen.width))
+        claims = [c for p in found for c in p.claims]
+        screen.print(f"\n{len(found)} papers, {len(claims)} claims: {results.counted(claims)}")
+        site = out / "site/index.html"
+        pages = f"pages: {site}   " if site.is_file() else ""
+        screen.print(f"{pages}table: {out}/verdicts.csv   one paper: atlas show <paper>", soft_wrap=True)
     if missing and out.is_dir() and shutil.disk_usage(out).free < 2**20:
         screen.print(Text(f"no space left on the disk of {out}: free some, then run again", style="red"))
     for slug in missing:
@@ -138,6 +138,8 @@ def print_list(papers: list[Paper], out: Path) -> None:
 
 def print_paper(paper: Paper, out: Path, setting: dict[str, object]) -> None:
     """What a paper claims, its method and setting, and its last result."""
+    from atlas.figures.terminal import plot
+
     screen = console()
     screen.print(Text(f"{paper.title} ({paper.year})", style="bold"))
     links = [f"arXiv {paper.arxiv}"] if paper.arxiv else []
@@ -157,6 +159,8 @@ def print_paper(paper: Paper, out: Path, setting: dict[str, object]) -> None:
             r = result.result
             screen.print(Text("    ").append_text(label(result.verdict)).append(f": {result.reason}"))
             screen.print(Text(f"    {r.quantity}: {measured(result)}, wanted {r.criterion}"))
+            if curves := plot(result, min(screen.width, 100), screen.is_terminal):
+                screen.print(Text.from_ansi(curves))
             for c in result.controls:
                 values = f"{number(c.result.estimate)} [{number(c.result.low)}, {number(c.result.high)}]"
                 screen.print(Text(f"    control ({c.says.strip()}): {values}, {c.result.outcome}"))
@@ -169,3 +173,39 @@ def print_paper(paper: Paper, out: Path, setting: dict[str, object]) -> None:
     else:
         screen.print(Text(f"\nnot measured yet: snakemake {paper.slug}"))
     screen.print(Text(f"\nNotes\n{paper.notes.strip()}"))
+
+
+def print_diff(found: dict[str, Any], a: str, b: str) -> None:
+    """What `atlas.diff.compare` found, as text."""
+    screen = console()
+
+    def value(side: dict[str, Any]) -> str:
+        numbers = (number(float(side[key])) for key in ("estimate", "low", "high"))
+        return "{} [{}, {}]".format(*numbers)
+
+    def name(entry: dict[str, Any]) -> Text:
+        return Text(f"{entry['paper']} {entry['claim']}")
+
+    for side, run in (("a", a), ("b", b)):
+        about = "; ".join(
+            f"{key} {', '.join(v[:10] for v in values)}" for key, values in found[side].items() if values
+        )
+        screen.print(Text(f"{side.upper()}: {run}  ({about})"))
+    for title, key in (("verdict changed", "changed"), ("value moved beyond the intervals", "moved")):
+        if not found[key]:
+            continue
+        table = Table("claim", "A", "", "B", "", "wanted", box=None, pad_edge=False, header_style="bold")
+        for entry in found[key]:
+            sides = [
+                cell
+                for side in ("a", "b")
+                for cell in (label(entry[side]["verdict"] or None), value(entry[side]))
+            ]
+            table.add_row(name(entry), *sides, escape(entry["b"]["criterion"]))
+        screen.print(Text(f"\n{title}: {len(found[key])}", style="bold"))
+        screen.print(table)
+    for side in ("a", "b"):
+        if only := found[f"only_{side}"]:
+            screen.print(Text(f"\nonly in {side.upper()}: " + ", ".join(" ".join(pair) for pair in only)))
+    changed, moved = len(found["changed"]), len(found["moved"])
+    screen.print(f"\n{found['compared']} claims compared: {changed} verdicts changed, {moved} values moved")

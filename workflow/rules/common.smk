@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger as snakemake_logger
+from snakemake.settings.enums import Quietness
 
 # the package is the one beside this Snakefile, installed or not
 sys.path.insert(0, str(Path(workflow.basedir, "src")))
@@ -17,7 +19,7 @@ sys.path.insert(0, str(Path(workflow.basedir, "src")))
 import atlas.config
 import atlas.data
 import atlas.paper
-from atlas import forkserver, lock, plan, slurm, sources
+from atlas import forkserver, lock, plan, progress, results, slurm, sources
 from atlas.errors import AtlasError
 from atlas.paper import FAMILIES
 
@@ -112,11 +114,32 @@ def no_such_target(wildcards):
         sys.exit(f"atlas: {error}")
 
 
+def report_labels(wildcards):
+    """The columns of the report's tables; called when a report is made, so the verdicts are there."""
+    paper = PAPERS[wildcards.paper]
+    found = [c for p in results.verdicts(OUT, [paper.slug]) for c in p.claims]
+    return {
+        "paper": paper.title,
+        "fidelity": paper.fidelity,
+        "verdicts": results.counted(found),
+    }
+
+
 def folder_of_output(wildcards, output):
     return os.path.dirname(output[0])
 
 
 run_state = {}
+
+
+@snakemake_logger.handlers[0].addFilter
+def calm(record):
+    """By default the screen shows papers, not jobs. The log file has everything, `snakemake --quiet host` shows it."""
+    return workflow.dryrun or not_calm() or progress.is_news(record)
+
+
+def not_calm():
+    return MINE or Quietness.RULES not in workflow.output_settings.quiet
 
 
 @atexit.register
@@ -154,6 +177,8 @@ def begin():
     except AtlasError as error:
         sys.exit(f"atlas: {error}")
     run_state["start"] = time.time()
+    if not Quietness.ALL in workflow.output_settings.quiet:
+        run_state["screen"] = progress.attach(snakemake_logger, OUT, work())
     run_state["server"] = forkserver.start()
 
 
@@ -181,8 +206,18 @@ def prepare_cluster():
         slurm.cancel(jobs)
 
 
+def work():
+    """The papers that are to be measured or judged, with the seconds that measuring them took last time."""
+    jobs = workflow.dag.needrun_jobs(exclude_finished=False)
+    due = {job.wildcards.paper for job in jobs if "paper" in job.wildcards.keys()}
+    rows = plan.plan((PAPERS[slug] for slug in due), CONFIG.tier, OUT)
+    return {row.slug: row.hours and 3600 * row.hours for row in rows}
+
+
 def end():
     """After the last job, also when some failed: the table of the new verdicts (ATLAS_SUMMARY=all: of all, 0: none)."""
+    if screen := run_state.get("screen"):
+        screen.stop()
     summary = os.environ.get("ATLAS_SUMMARY", "new")
     if summary != "0":
         newer = f"--newer {run_state['start']:.0f}" if summary == "new" else ""

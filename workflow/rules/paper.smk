@@ -47,7 +47,6 @@ rule measure:
     shell:
         "atlas-job measure {wildcards.paper} --tier {params.tier} --seed {params.seed} --device {params.device}"
         " --override {params.override:q} --seconds {resources.limit_seconds} --out {params.folder:q} > {log} 2>&1"
-        " && echo 'measured {wildcards.paper}' >&2"
 
 
 # Judge every claim of a paper and its controls; draw the figure.
@@ -62,8 +61,9 @@ rule verify:
         f"{OUT}/{{paper}}/verdicts.json",
         report(
             f"{OUT}/{{paper}}/figure.svg",
-            category="Papers",
-            labels={"paper": "{paper}"},
+            caption="../report/figure.rst",
+            category=lambda wildcards: PAPERS[wildcards.paper].family,
+            labels=report_labels,
         ),
     log:
         f"{OUT}/{{paper}}/verify.log",
@@ -79,7 +79,6 @@ rule verify:
         "judging {wildcards.paper}"
     shell:
         "atlas-job verify {wildcards.paper} --out {params.folder:q} > {log} 2>&1"
-        " && echo 'judged {wildcards.paper}' >&2"
 
 
 # `snakemake <slug>` and `snakemake <family>`

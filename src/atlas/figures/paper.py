@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from atlas.figures.style import (
     RC,
     SMALL,
     SOFT,
-    VERDICTS,
     WANTED,
     estimate,
     number,
@@ -34,6 +32,7 @@ from atlas.figures.style import (
     tidy_ticks,
     verdict_words,
 )  # fmt: skip
+from atlas.results import counted
 from atlas.verify import ClaimVerdict, PaperVerdicts
 
 # inches; the figure is laid out by hand, which costs nothing, and every text has its place
@@ -83,12 +82,7 @@ def draw(verdicts: PaperVerdicts, path: Path) -> None:
                 left, bottom = (i * cell + LEFT) / width, (y - over - tall) / height
                 axes.set_position((left, bottom, (cell - LEFT - RIGHT) / width, tall / height))
             y -= over + under + GAP
-        save(figure, path, title=f"{verdicts.title}: {_counted(claims)}")
-
-
-def _counted(claims: list[ClaimVerdict]) -> str:
-    counted = Counter[str | None](c.verdict for c in claims)
-    return ", ".join(f"{counted[v]} {v}" for v in VERDICTS if counted[v]) or "no verdict"
+        save(figure, path, title=f"{verdicts.title}: {counted(claims)}")
 
 
 def _head(figure: Figure, verdicts: PaperVerdicts, heading: list[str], columns: int) -> None:
@@ -107,7 +101,7 @@ def _head(figure: Figure, verdicts: PaperVerdicts, heading: list[str], columns: 
     y -= 0.2 * len(heading) + 0.03
     seed = f", master seed {verdicts.seed}" if verdicts.seed else ""
     tier = f"{verdicts.tier} tier{seed}"
-    about = f"{verdicts.paper} · fidelity: {verdicts.fidelity} · {tier} · {_counted(verdicts.claims)}"
+    about = f"{verdicts.paper} · fidelity: {verdicts.fidelity} · {tier} · {counted(verdicts.claims)}"
     figure.text(left, y / height, about, fontsize=8, color=SOFT, va="top")
     handles, labels = zip(*KEY, strict=True)
     figure.legend(
