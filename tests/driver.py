@@ -95,6 +95,6 @@ class Workflow:
 
     def verdicts(self, results: str = "results") -> list[dict[str, str]]:
         """The rows of verdicts.csv at the laptop tier, without what they cost."""
-        cost = ("cpu_seconds", "wall_seconds", "commit")
+        cost = ("cpu_seconds", "wall_seconds", "started", "commit")
         with (self.folder / results / "laptop/verdicts.csv").open() as file:
             return [{k: v for k, v in row.items() if k not in cost} for row in csv.DictReader(file)]

@@ -147,7 +147,7 @@ def test_what_is_logged(out: Path, client: MlflowClient) -> None:
     # the parent
     (parent,) = runs(client, "tags.verdict = 'refuted'")
     assert parent.info.run_id == stamp["papers"]["scaffold"]
-    assert (parent.info.run_name, parent.info.status) == ("scaffold (laptop)", "FINISHED")
+    assert (parent.info.run_name, parent.info.status) == ("scaffold ✓✗ (laptop)", "FINISHED")
     assert parent.info.end_time - parent.info.start_time == 2500
     tags = parent.data.tags
     expected = {
@@ -360,7 +360,7 @@ def test_a_server(server: str, out: Path) -> None:
         f"{server}/api/2.0/mlflow/runs/search", asked, {"Content-Type": "application/json"}
     )
     (found,) = json.load(urllib.request.urlopen(request, timeout=20))["runs"]
-    assert found["info"]["run_name"] == "scaffold (laptop)"
+    assert found["info"]["run_name"] == "scaffold ✓✗ (laptop)"
     picture = f"{server}/get-artifact?path=figure.svg&run_id={found['info']['run_id']}"
     assert urllib.request.urlopen(picture, timeout=20).read() == (out / "scaffold/figure.svg").read_bytes()
 

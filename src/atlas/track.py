@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
-from atlas import files
+from atlas import files, views
 from atlas.claims import Result
 from atlas.errors import AtlasError
 from atlas.verify import PaperVerdicts, read
@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
     from mlflow.tracking import MlflowClient
 
-FORMAT = "1"  # part of every digest: raise it when other things are logged from the same files
+FORMAT = "2"  # part of every digest: raise it when other things are logged from the same files
 INPUTS = ("measurements.parquet", "provenance.json", "verdicts.json", "figure.svg")
+MARKS = {"verified": "✓", "refuted": "✗", "inconclusive": "?", "undiscriminating": "="}
 SEVERITY = ("refuted", "undiscriminating", "inconclusive", "verified")
 
 # A value costs about 60 us of CPU to insert: these keep a paper below 2000 values, whatever it measures.
@@ -219,12 +220,19 @@ def _experiments(client: MlflowClient, families: list[str], results: Path, uri: 
     folder = None if remote else (results.resolve() / "mlflow/artifacts").as_uri()
     ids = {}
     for family in families:
-        if (found := client.get_experiment_by_name(family)) is None:
-            ids[family] = client.create_experiment(family, artifact_location=folder and f"{folder}/{family}")
+        found = client.get_experiment_by_name(family)
+        if found is None:
+            location = folder and f"{folder}/{family}"
+            ids[family] = client.create_experiment(
+                family, artifact_location=location, tags=views.family_tags()
+            )
             continue
         ids[family] = found.experiment_id
         if found.lifecycle_stage == LifecycleStage.DELETED:
             client.restore_experiment(found.experiment_id)
+        for name, value in views.family_tags().items():
+            if found.tags.get(name) != value:
+                client.set_experiment_tag(found.experiment_id, name, value)
     return ids
 
 
@@ -306,24 +314,29 @@ def _log(client: MlflowClient, experiment: str, paper: PaperVerdicts, folder: Pa
         r = claim.result
         numbers |= {f"{claim.id}.estimate": r.estimate, f"{claim.id}.low": r.low, f"{claim.id}.high": r.high}
         numbers |= {f"{claim.id}.control": c.result.estimate for c in claim.controls[:1]}
+    marks = "".join(MARKS.get(claim.verdict or "", "") for claim in paper.claims)
+    view = views.curves_key(paper.paper, paper.tier, paper.seed)
     parent = start(
-        f"{paper.paper} ({paper.tier}" + (f", seed {paper.seed})" if paper.seed else ")"),
+        f"{paper.paper} {marks} ({paper.tier}" + (f", seed {paper.seed})" if paper.seed else ")"),
         **{
             "atlas.key": key,
             "title": paper.title,
             "verdict": overall(paper),
             **{f"verdict.{c.id}": c.verdict or "none" for c in paper.claims},
             **{f"measured.{c.id}": _measured(c.result) for c in paper.claims},
-            "mlflow.note.content": _note(paper),
+            "mlflow.note.content": _note(paper, views.curves_address(experiment, view)),
         },
     )
     with tempfile.TemporaryDirectory() as together:  # one call instead of one per file
         for name in INPUTS:
             (Path(together) / name).symlink_to((folder / name).resolve())
         client.log_artifacts(parent, together)
+    ranges: dict[str, views.Range] = {}
     for method, shown, points in curves(measurements.read(folder / "measurements.parquet")):
+        views.ranges(points, ranges)
         child = start(method, **{"mlflow.parentRunId": parent, "method": method, "curves": shown})
         finish(child, [Metric(name, value, began, step) for name, value, step in points])
+    client.set_experiment_tag(experiment, *views.curves_tag(paper.paper, paper.tier, paper.seed, ranges))
     # MLflow would store an infinite end as 1.8e308: it is left out, the tag measured.<claim> has it
     finite = {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
     finish(parent, [Metric(name, value, began, 0) for name, value in finite.items()])
@@ -334,11 +347,12 @@ def _measured(r: Result) -> str:
     return f"{r.estimate:.4g} [{r.low:.4g}, {r.high:.4g}], wanted {r.criterion}: {r.quantity}"
 
 
-def _note(paper: PaperVerdicts) -> str:
+def _note(paper: PaperVerdicts, curves_address: str) -> str:
     """What the UI shows as the description of the run."""
     arxiv = f"[arXiv:{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else ""
     claims = "\n".join(f"- **{c.id}: {c.verdict}.** {c.says.strip()} ({c.reason})" for c in paper.claims)
-    return f"{paper.title} {arxiv}\n\nFidelity: {paper.fidelity}\n\n{claims}"
+    links = f"[Curves of all methods]({curves_address}) {arxiv}"  # first: MLflow folds what is long
+    return f"{links}\n\n{paper.title}. Fidelity: {paper.fidelity}\n\n{claims}"
 
 
 def _name(text: str) -> str:
@@ -443,6 +457,12 @@ def _points(name: str, values: np.ndarray[Any, Any], most: int) -> Iterator[Poin
                 yield name + suffix, value, step
 
 
+def _tracked(results: Path) -> set[str]:
+    """Ids of the experiments that hold what was logged last."""
+    stamps = [json.loads(path.read_text()) for path in results.glob("*/track.json")]
+    return {experiment for stamp in stamps for experiment in stamp.get("experiments", {}).values()}
+
+
 def ui(results: Path, port: int, host: str = "127.0.0.1") -> None:
     """Serve the MLflow UI of the local store, on loopback by default; replaces this process."""
     uri = default_uri(results)
@@ -460,7 +480,11 @@ def ui(results: Path, port: int, host: str = "127.0.0.1") -> None:
             ) from None
     for name, value in {**SETTINGS, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}.items():
         os.environ.setdefault(name, value)
-    print(f"MLflow UI of {public(uri)}: http://{host}:{port}", flush=True)
+    print(f"MLflow UI of {public(uri)}: http://{host}:{port}")
+    if experiments := _tracked(results):
+        for key, what in (("verdicts", "all papers"), ("refuted", "papers with a refuted claim")):
+            print(f"  {what}: http://{host}:{port}/{views.table_address(experiments, key)}")
+    print("docs/mlflow.md has recipes", flush=True)
     artifacts = (results.resolve() / "mlflow/artifacts").as_uri()
     store = ["--backend-store-uri", uri, "--artifacts-destination", artifacts]
     where = ["--host", host, "--port", str(port), "--workers", "1"]

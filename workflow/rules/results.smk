@@ -17,6 +17,7 @@ rule track:
         "../../environment.yml"
     params:
         papers=" ".join(PAPERS),
+        code=sources.digest(sources.modules("track", "views")),
         out=folder_of_output,
     message:
         "logging to MLflow"
