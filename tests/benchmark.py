@@ -16,11 +16,12 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from atlas.paper import FAMILIES
 from atlas.scaffold import new
-from tests.driver import copy_project
+from tests.driver import Unavailable, copy_project
 
 
 def copy(folder: Path, papers: int) -> Path:
@@ -45,6 +46,45 @@ def inside(project: Path) -> float:
     return sum(json.loads(path.read_text())["cpu_seconds"] for path in found)
 
 
+def first_paint(folder: Path) -> None:
+    """How long the site of 300 papers takes to be written and to show in Chromium, if there is one."""
+    from playwright.sync_api import sync_playwright
+
+    from atlas import paper
+    from atlas.site.build import build
+    from tests.browser.conftest import FLAGS, chromium
+    from tests.examples import write_results
+
+    paper.PAPERS = folder / "papers"
+    out, slugs = write_results(folder, 300)
+    start = time.perf_counter()
+    index = build(out, slugs)
+    print(
+        f"site of 300 papers: written in {time.perf_counter() - start:.1f} s, index {index.stat().st_size / 1e6:.2f} MB",
+        end="",
+    )
+    try:
+        path = chromium()
+    except Unavailable as error:
+        print(f"; no browser ({error})")
+        return
+    paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+    search = """() => {
+        const start = performance.now(), field = document.querySelector("#q");
+        field.value = "rate 17";
+        field.dispatchEvent(new Event("input", {bubbles: true}));
+        document.body.offsetHeight;
+        return performance.now() - start;
+    }"""
+    with sync_playwright() as playwright:
+        page = playwright.chromium.launch(executable_path=path, args=list(FLAGS)).new_page()
+        for _ in range(2):  # the first time the browser itself starts
+            page.goto(index.as_uri())
+            page.wait_for_load_state("networkidle")
+        shown, searched = page.evaluate(paint), page.evaluate(search)
+        print(f", first paint after {shown:.0f} ms, a search takes {searched:.0f} ms")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -67,6 +107,7 @@ def main() -> None:
         print(f"each additional paper: {each:.2f} CPU s; at 20 s a paper: {100 * share:.1f} % of the total")
         again = snakemake(project)
         print(f"nothing to do, {options.papers} papers: {again:.2f} CPU s")
+        first_paint(Path(folder))
         print(f"snakemake -n, 300 papers: {snakemake(copy(Path(folder), 300), '--dry-run'):.2f} CPU s")
 
 

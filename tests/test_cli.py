@@ -43,6 +43,17 @@ def test_a_new_paper_passes_the_linter_apart_from_its_todos(project: Path) -> No
     assert atlas("check", "toy", folder=project).strip() == "toy: ok"
 
 
+def test_a_new_paper_of_the_list_knows_itself(project: Path) -> None:
+    atlas("new", "optimizers", "adabound", folder=project)
+    head = (project / "src/atlas/papers/optimizers/adabound/paper.yaml").read_text().splitlines()[:5]
+    assert (
+        head[0] == "n: 84"
+        and head[1].startswith("title: Adaptive Gradient Methods")
+        and "TODO" not in "".join(head)
+    )
+    assert "atlas new vision deim" in atlas("new", "language", "deim", folder=project, status=2)
+
+
 def test_the_linter_sees_what_is_wrong(project: Path, add_paper: Callable[..., Path]) -> None:
     experiment = add_paper("vision", "toy") / "experiment.py"
     good = experiment.read_text()

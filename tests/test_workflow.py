@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,7 +30,10 @@ ALPHA = "src/atlas/papers/federated/alpha"
 
 def test_a_run_makes_everything_and_a_second_one_nothing(workflow: Workflow) -> None:
     output = workflow.run()
-    assert "alpha" in output and "2 papers, 2 claims: 2 verified" in output
+    assert re.search(r"^\[1/2, about .* left\] (alpha|beta) ✓  0 s$", output, flags=re.MULTILINE)
+    assert "[2/2] " in output and "2 papers, 2 claims: 2 verified" in output
+    assert "Select jobs" not in output and "steps (" not in output  # Snakemake's own messages
+    assert "Select jobs" in workflow.run("alpha", "--forcerun", "measure", "--quiet", "host")
     out = workflow.folder / "results/laptop"
     for name in (
         "measurements.parquet",
@@ -46,6 +50,9 @@ def test_a_run_makes_everything_and_a_second_one_nothing(workflow: Workflow) -> 
         "overview/exponents.svg",
         "overview/speedups.svg",
         "overview/verdicts.svg",
+        "overview/claims.html",
+        "site/index.html",
+        "site/papers/alpha.html",
     ):
         assert (out / name).is_file()
     assert "Nothing to be done" in workflow.run()
@@ -140,6 +147,7 @@ def test_a_failing_paper_fails_alone(workflow: Workflow, body: str, message: str
     out = workflow.folder / "results/laptop"
     assert message in (out / "alpha/measure.log").read_text()
     assert message in output  # the log's last lines are shown
+    assert "✗ alpha" in output and "beta ✓" in output
     assert (out / "beta/verdicts.json").is_file() and not (out / "alpha/measurements.parquet").exists()
     if "time" in message:
         workflow.edit(f"{ALPHA}/paper.yaml", "runtime: 0.01", "runtime: 1")

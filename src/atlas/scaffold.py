@@ -5,21 +5,26 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import yaml
+
+from atlas import catalogue
 from atlas.errors import AtlasError, unknown
 from atlas.paper import FAMILIES, PAPERS, folders
 
-PAPER = """\
+UNKNOWN = """\
 n: 0 # TODO number in the list of papers
 title: 'TODO title'
 year: 2024 # TODO
 arxiv: null # TODO e.g. '2402.10774'
 code: null # official repository, owner/name
+"""
+PAPER = """\
 fidelity: proxy # TODO exact, scaled or proxy
 fidelity_note: TODO what differs from the paper's own setting
 summary: |
   TODO what the paper claims, for a curious reader.
 method: |
-  TODO the update rule. Here: gradient descent, x <- x - step * A x.
+  TODO the update rule. Here: gradient descent, $x_{t+1} = x_t - \\eta A x_t$.
 data: [] # names of data sets in data.dvc
 settings:
   smoke: {steps: 20, seeds: 5}
@@ -104,9 +109,10 @@ def test_one_step_on_a_unit_quadratic_reaches_the_optimum() -> None:
 
 
 def new(family: str, slug: str, papers: Path = PAPERS) -> Path:
-    """Write the folder of a new paper and return it.
+    """Write the folder of a new paper and return it; what the list of papers knows of it is filled in.
 
-    Raises AtlasError if the family is unknown, the slug is not a Python identifier in lower case, or it is taken.
+    Raises AtlasError if the family is unknown, the slug is not a Python identifier in lower case or taken, or the list has the
+    paper in another family.
     """
     if family not in FAMILIES:
         raise unknown("family", family, FAMILIES)
@@ -114,9 +120,19 @@ def new(family: str, slug: str, papers: Path = PAPERS) -> Path:
         raise AtlasError(f"'{slug}' is no slug: lower-case letters, digits and underscores, a letter first")
     if slug in folders() or (papers / family / slug).exists():
         raise AtlasError(f"there is a paper '{slug}' already")
+    entry = next((entry for entry in catalogue.entries() if entry.slug == slug), None)
+    if entry and entry.family != family:
+        raise AtlasError(f"'{slug}' belongs to the family {entry.family}: atlas new {entry.family} {slug}")
     folder = papers / family / slug
     folder.mkdir(parents=True)
-    (folder / "paper.yaml").write_text(PAPER)
+    (folder / "paper.yaml").write_text((_known(entry) if entry else UNKNOWN) + PAPER)
     (folder / "experiment.py").write_text(EXPERIMENT)
     (folder / f"test_{slug}.py").write_text(TEST.format(family=family, slug=slug))
     return folder
+
+
+def _known(entry: catalogue.Entry) -> str:
+    known = {
+        "n": entry.n, "title": entry.title, "year": entry.year, "arxiv": entry.arxiv or None, "code": entry.code or None
+    }  # fmt: skip
+    return yaml.safe_dump(known, sort_keys=False, allow_unicode=True, width=1000)

@@ -59,7 +59,7 @@ def curves_tag(paper: str, tier: str, seed: int, ranges: Mapping[str, Range]) ->
             "displayName": name,
             "metricKey": name,
             "selectedMetricKeys": [name],
-            "scaleType": "log" if low > 0 and high > 8 * low else "linear",
+            "scaleType": "log" if low > 0 and high > 2 * low else "linear",
             "xAxisScaleType": "log" if first > 0 and last > 20 * first else "linear",
             "xAxisKey": "step",
             "lineSmoothness": 0,
