@@ -17,6 +17,7 @@ from atlas.claims import KINDS
 from atlas.figures.overview import FIGURES
 from atlas.figures.style import VERDICTS, estimate, number, pretty
 from atlas.paper import FAMILIES, Paper
+from atlas.progress import duration
 from atlas.site import strip, text
 from atlas.verify import ClaimVerdict, PaperVerdicts
 
@@ -280,6 +281,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "code": text.code,
+        "duration": duration,
         "estimate": estimate,
         "finite": lambda v: v if math.isfinite(v) else "" if math.isnan(v) else math.copysign(1e300, v),
         "html": text.html,
