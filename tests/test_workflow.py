@@ -169,10 +169,9 @@ def test_an_interrupted_run_loses_no_finished_paper(workflow: Workflow, how: sig
     slow(workflow, 30)
     out = workflow.folder / "results/laptop"
     process = workflow.start("--cores", "2")
-    end = time.monotonic() + 60
-    while not (out / "beta/verdicts.json").exists():
-        assert time.monotonic() < end and process.poll() is None
-        time.sleep(0.1)
+    assert process.stdout
+    assert any("beta ✓" in line for line in process.stdout)  # snakemake knows that it is judged
+    time.sleep(1)  # and notes it
     if how == signal.SIGINT:
         os.killpg(process.pid, how)  # Ctrl-C in a terminal reaches the whole foreground group
     else:
