@@ -1,0 +1,1 @@
+"""Federated learning: clients as a batch dimension, which of them take part, and their problems."""
