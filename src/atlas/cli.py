@@ -266,7 +266,7 @@ def verify(slug: str, out: Path) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.argument("slugs", nargs=-1)
 def track(out: Path, slugs: tuple[str, ...]) -> None:
-    from atlas.site.build import write_runs
+    from atlas.site.runs import write_runs
     from atlas.track import track as log
 
     log(out, list(slugs))

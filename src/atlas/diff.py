@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 KEY = ["paper", "claim"]
-ROUNDING = (
-    0.01  # a value without an interval has moved if it did so by this part of itself or of its criterion
-)
+# a value without an interval has moved if it did so by this part of itself or of its criterion
+ROUNDING = 0.01
 
 
 def load(name: str, folder: Path) -> pd.DataFrame:

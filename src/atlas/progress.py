@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import math
 import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from atlas import results
-from atlas.show import STYLE
+from atlas.show import marks
 from atlas.verify import read
 
 # What snakemake says besides; its own log file has all of it, and `snakemake --quiet host` shows it.
@@ -38,6 +38,15 @@ def is_news(record: logging.LogRecord) -> bool:
         return True
     event = getattr(record, "event", None)
     return event not in EVENTS and not str(record.msg).lstrip().startswith(CHATTER)
+
+
+def stream_handlers(logger: logging.Logger) -> list[logging.StreamHandler[Any]]:
+    """What writes snakemake's own messages to the screen; nothing if a plugin does it instead."""
+    return [
+        handler
+        for handler in logger.handlers
+        if isinstance(handler, logging.StreamHandler) and handler.name == "DefaultStreamHandler"
+    ]
 
 
 def duration(seconds: float) -> str:
@@ -67,8 +76,10 @@ class Estimate:
         age = {slug: min(now - start, whole[slug]) for slug, start in started.items()}
         work = sum(whole[slug] for slug in self.done) + sum(age.values())
         rest = [whole[slug] - age.get(slug, 0.0) for slug in whole if slug not in self.done]
-        if not rest or not work or now <= self.begun:
-            return 0.0 if not rest else None
+        if not rest:
+            return 0.0
+        if not work:
+            return None
         return max(sum(rest) * (now - self.begun) / work, *rest)
 
 
@@ -139,10 +150,7 @@ class Screen(logging.Handler):
         self.estimate.started.pop(paper, None)
         self.estimate.done.add(paper)
         self.estimate.seconds[paper] = seconds
-        marks = Text(" ")
-        for claim in found.claims:
-            marks.append(*STYLE.get(claim.verdict or "", ("·", "dim")))
-        self.line(Text(paper, "bold").append(marks), f"{duration(seconds)}")
+        self.line(Text.assemble((paper, "bold"), " ", marks(found.claims)), duration(seconds))
 
     def line(self, head: Text, text: str) -> None:
         done, total = len(self.estimate.done), len(self.estimate.seconds)
@@ -152,7 +160,7 @@ class Screen(logging.Handler):
 
     def left(self) -> str:
         seconds = self.estimate.left(time.monotonic())
-        return "" if not seconds or math.isinf(seconds) else f"about {duration(seconds)} left"
+        return f"about {duration(seconds)} left" if seconds else ""
 
     def stop(self) -> None:
         self.bar.stop()
@@ -162,7 +170,6 @@ def attach(logger: logging.Logger, out: Path, seconds: dict[str, float | None]) 
     """Show the progress of a run that does these papers."""
     screen = Screen(out, seconds)
     logger.addHandler(screen)
-    for handler in logger.handlers:
-        if isinstance(handler, logging.StreamHandler) and handler.name == "DefaultStreamHandler":
-            handler.setStream(sys.stderr)  # on a terminal: above the bar
+    for handler in stream_handlers(logger):
+        handler.setStream(sys.stderr)  # on a terminal: above the bar
     return screen

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from atlas import results, slurm
+from atlas.claims import Result
 from atlas.paper import Paper
 from atlas.verify import ClaimVerdict, PaperVerdicts
 
@@ -37,18 +38,26 @@ def label(verdict: str | None) -> Text:
     return Text(f"{mark} {verdict or 'smoke: none'}", style=style)
 
 
+def marks(claims: Iterable[ClaimVerdict], between: str = "") -> Text:
+    """A mark per claim."""
+    return Text(between).join(label(claim.verdict)[:1] for claim in claims)
+
+
 def number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def measured(claim: ClaimVerdict) -> str:
-    r = claim.result
-    return f"{number(r.estimate)} [{number(r.low)}, {number(r.high)}]"
+def interval(estimate: float, low: float, high: float) -> str:
+    return f"{number(estimate)} [{number(low)}, {number(high)}]"
+
+
+def measured(result: Result) -> str:
+    return interval(result.estimate, result.low, result.high)
 
 
 def control(claim: ClaimVerdict) -> str:
     r = claim.controls[results.decisive_control(claim)].result
-    return f"{number(r.estimate)} [{number(r.low)}, {number(r.high)}] {OUTCOME[r.outcome]}"
+    return f"{measured(r)} {OUTCOME[r.outcome]}"
 
 
 def verdict_table(found: Iterable[PaperVerdicts], width: int) -> Table:
@@ -65,7 +74,7 @@ def verdict_table(found: Iterable[PaperVerdicts], width: int) -> Table:
                 "claim": escape(claim.id),
                 "kind": claim.kind,
                 "wanted": escape(claim.result.criterion),
-                "measured": measured(claim),
+                "measured": measured(claim.result),
                 "control": control(claim),
                 "verdict": label(claim.verdict),
                 "fidelity": paper.fidelity,
@@ -116,17 +125,13 @@ def print_list(papers: list[Paper], out: Path) -> None:
     last = {p.paper: p for p in results.verdicts(out, [p.slug for p in papers])}
     for paper in papers:
         found = last.get(paper.slug)
-        marks = Text(" ").join(
-            Text(STYLE.get(c.verdict or "", ("·", "dim"))[0], STYLE.get(c.verdict or "", ("·", "dim"))[1])
-            for c in (found.claims if found else [])
-        )
         table.add_row(
             paper.family,
             paper.slug,
             str(paper.n),
             paper.fidelity,
             str(len(paper.claims)),
-            marks,
+            marks(found.claims if found else [], " "),
             escape(paper.title),
         )
     screen = console()
@@ -158,12 +163,13 @@ def print_paper(paper: Paper, out: Path, setting: dict[str, object]) -> None:
         if result:
             r = result.result
             screen.print(Text("    ").append_text(label(result.verdict)).append(f": {result.reason}"))
-            screen.print(Text(f"    {r.quantity}: {measured(result)}, wanted {r.criterion}"))
+            screen.print(Text(f"    {r.quantity}: {measured(r)}, wanted {r.criterion}"))
             if curves := plot(result, min(screen.width, 100), screen.is_terminal):
                 screen.print(Text.from_ansi(curves))
             for c in result.controls:
-                values = f"{number(c.result.estimate)} [{number(c.result.low)}, {number(c.result.high)}]"
-                screen.print(Text(f"    control ({c.says.strip()}): {values}, {c.result.outcome}"))
+                screen.print(
+                    Text(f"    control ({c.says.strip()}): {measured(c.result)}, {c.result.outcome}")
+                )
     if found:
         o = found.provenance
         where = f"{o['cpu']}, {o['threads']} thread(s)"
@@ -180,8 +186,7 @@ def print_diff(found: dict[str, Any], a: str, b: str) -> None:
     screen = console()
 
     def value(side: dict[str, Any]) -> str:
-        numbers = (number(float(side[key])) for key in ("estimate", "low", "high"))
-        return "{} [{}, {}]".format(*numbers)
+        return interval(*(float(side[key]) for key in ("estimate", "low", "high")))
 
     def name(entry: dict[str, Any]) -> Text:
         return Text(f"{entry['paper']} {entry['claim']}")

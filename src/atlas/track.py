@@ -28,6 +28,7 @@ from urllib.parse import urlparse
 from atlas import files, views
 from atlas.claims import Result
 from atlas.errors import AtlasError
+from atlas.show import marks
 from atlas.verify import PaperVerdicts, read
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 FORMAT = "2"  # part of every digest: raise it when other things are logged from the same files
 INPUTS = ("measurements.parquet", "provenance.json", "verdicts.json", "figure.svg")
-MARKS = {"verified": "✓", "refuted": "✗", "inconclusive": "?", "undiscriminating": "="}
 SEVERITY = ("refuted", "undiscriminating", "inconclusive", "verified")
 
 # A value costs about 60 us of CPU to insert: these keep a paper below 2000 values, whatever it measures.
@@ -314,10 +314,10 @@ def _log(client: MlflowClient, experiment: str, paper: PaperVerdicts, folder: Pa
         r = claim.result
         numbers |= {f"{claim.id}.estimate": r.estimate, f"{claim.id}.low": r.low, f"{claim.id}.high": r.high}
         numbers |= {f"{claim.id}.control": c.result.estimate for c in claim.controls[:1]}
-    marks = "".join(MARKS.get(claim.verdict or "", "") for claim in paper.claims)
+    judged = [claim for claim in paper.claims if claim.verdict]
     view = views.curves_key(paper.paper, paper.tier, paper.seed)
     parent = start(
-        f"{paper.paper} {marks} ({paper.tier}" + (f", seed {paper.seed})" if paper.seed else ")"),
+        f"{paper.paper} {marks(judged)} ({paper.tier}" + (f", seed {paper.seed})" if paper.seed else ")"),
         **{
             "atlas.key": key,
             "title": paper.title,

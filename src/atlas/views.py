@@ -15,8 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 TAG = "mlflow.sharedViewState."
-LENGTH = 20_000  # mlflow.utils.validation: MAX_EXPERIMENT_TAG_VAL_LENGTH
-MOST_CHARTS = 12
+MOST_CHARTS = 12  # with names as long as MLflow allows a view is 5 kB; a tag of an experiment may hold 20
 COLUMNS = ("verdict", "fidelity", "tier", "seed")
 PAGE = {
     "orderByKey": "attributes.start_time",
@@ -74,21 +73,17 @@ def curves_tag(paper: str, tier: str, seed: int, ranges: Mapping[str, Range]) ->
         "isGenerated": False, "columns": 2,
     }  # fmt: skip
     where = f"tags.paper = '{paper}' AND tags.tier = '{tier}' AND tags.seed = '{seed}' AND tags.method != ''"
-    while True:
-        state = {
-            **PAGE,
-            "searchFilter": where,
-            "orderByKey": "tags.`method`",  # by date, MLflow would fold the methods into their paper
-            "runsHiddenMode": "FIRST_20_RUNS",
-            "compareRunCharts": charts,
-            "compareRunSections": [section],
-            "isAccordionReordered": True,
-            "hideEmptyCharts": True,
-        }
-        value = view(f"{paper} ({tier}, seed {seed}): curves", state)
-        if len(value) <= LENGTH or not charts:
-            return TAG + curves_key(paper, tier, seed), value
-        charts.pop()
+    state = {
+        **PAGE,
+        "searchFilter": where,
+        "orderByKey": "tags.`method`",  # by date, MLflow would fold the methods into their paper
+        "runsHiddenMode": "FIRST_20_RUNS",
+        "compareRunCharts": charts,
+        "compareRunSections": [section],
+        "isAccordionReordered": True,
+        "hideEmptyCharts": True,
+    }
+    return TAG + curves_key(paper, tier, seed), view(f"{paper} ({tier}, seed {seed}): curves", state)
 
 
 def curves_key(paper: str, tier: str, seed: int) -> str:

@@ -132,14 +132,14 @@ def folder_of_output(wildcards, output):
 run_state = {}
 
 
-@snakemake_logger.handlers[0].addFilter
 def calm(record):
     """By default the screen shows papers, not jobs. The log file has everything, `snakemake --quiet host` shows it."""
-    return workflow.dryrun or not_calm() or progress.is_news(record)
+    everything = MINE or Quietness.RULES not in workflow.output_settings.quiet
+    return workflow.dryrun or everything or progress.is_news(record)
 
 
-def not_calm():
-    return MINE or Quietness.RULES not in workflow.output_settings.quiet
+for handler in progress.stream_handlers(snakemake_logger):
+    handler.addFilter(calm)
 
 
 @atexit.register
@@ -177,7 +177,7 @@ def begin():
     except AtlasError as error:
         sys.exit(f"atlas: {error}")
     run_state["start"] = time.time()
-    if not Quietness.ALL in workflow.output_settings.quiet:
+    if Quietness.ALL not in workflow.output_settings.quiet:
         run_state["screen"] = progress.attach(snakemake_logger, OUT, work())
     run_state["server"] = forkserver.start()
 

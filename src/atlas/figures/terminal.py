@@ -14,9 +14,7 @@ HEIGHT = 15
 
 def plot(claim: ClaimVerdict, width: int, colour: bool) -> str:
     """The claim's curves (one per group, at most six) and its controls as dots; '' if it has none."""
-    shown = {
-        f"{name or 'measured'}": found for name, r in parts(claim.result).items() if (found := points(r))
-    }
+    shown = {name or "measured": found for name, r in parts(claim.result).items() if (found := points(r))}
     controls = curves_of(c.result for c in claim.controls)
     if not shown:
         return ""

@@ -19,6 +19,7 @@ from atlas.figures.style import VERDICTS, estimate, number, pretty
 from atlas.paper import FAMILIES, Paper
 from atlas.progress import duration
 from atlas.site import strip, text
+from atlas.site.runs import write_runs
 from atlas.verify import ClaimVerdict, PaperVerdicts
 
 Found = list[tuple[PaperVerdicts, ClaimVerdict]]
@@ -41,10 +42,7 @@ FIDELITY = {
     "scaled": "the paper's method on a smaller problem.",
     "proxy": "something similar to what the paper does.",
 }
-COLUMNS = {
-    "verdict": "verdict", "claim": "claim", "claimed": "claimed", "measured": "measured", "margin": "margin",
-    "family": "family",
-}  # fmt: skip
+COLUMNS = ("verdict", "claim", "claimed", "measured", "margin", "family")
 FAR = 1.5  # a verified number this many times larger or smaller than the paper's is surprising
 
 
@@ -55,7 +53,7 @@ def build(out: Path, slugs: list[str]) -> Path:
     """
     site = out / "site"
     found = list(results.verdicts(out, slugs))
-    about = {p.paper: paper.find(p.paper) for p in found}
+    about = {p.slug: p for p in paper.select([])}
     written = {write_runs(out)}
 
     def write(name: str, content: str) -> None:
@@ -77,7 +75,10 @@ def build(out: Path, slugs: list[str]) -> Path:
     environment.globals |= _common(found, out)
     others = other_seeds(out, [p.paper for p in found])
     render = environment.get_template
-    write("index.html", render("index.html.j2").render(page="index", root="", **_index(found, slugs, others)))
+    write(
+        "index.html",
+        render("index.html.j2").render(page="index", root="", **_index(found, about, slugs, others)),
+    )
     write(
         "surprising.html",
         render("surprising.html.j2").render(page="surprising", root="", **_surprising(found, about)),
@@ -91,20 +92,6 @@ def build(out: Path, slugs: list[str]) -> Path:
     for path in [p for p in site.rglob("*") if p.is_file() and p not in written]:
         path.unlink()
     return site / "index.html"
-
-
-def write_runs(out: Path) -> Path:
-    """Write out/site/mlflow.js: where MLflow shows the run of each paper, as far as out/track.json knows."""
-    path = out / "track.json"
-    track = json.loads(path.read_text()) if path.is_file() else {}
-    served = str(track.get("uri", "")).startswith("http")
-    known = {
-        "ui": track["uri"].rstrip("/") if served else "http://127.0.0.1:5000",
-        "local": not served,
-        "runs": {slug: [track["experiments"][slug], run] for slug, run in track.get("papers", {}).items()},
-    }
-    files.write_text(out / "site/mlflow.js", f"globalThis.MLFLOW = {json.dumps(known)};\n")
-    return out / "site/mlflow.js"
 
 
 def other_seeds(out: Path, slugs: Iterable[str]) -> dict[str, dict[str, dict[int, str]]]:
@@ -174,11 +161,14 @@ def _common(found: list[PaperVerdicts], out: Path) -> dict[str, Any]:
 
 
 def _index(
-    found: list[PaperVerdicts], slugs: list[str], others: dict[str, dict[str, dict[int, str]]]
+    found: list[PaperVerdicts],
+    about: dict[str, Paper],
+    slugs: list[str],
+    others: dict[str, dict[str, dict[int, str]]],
 ) -> dict[str, Any]:
     entries = catalogue.entries()
-    built = [paper.find(slug) for slug in paper.folders()]
-    planned = [entry for entry in entries if entry.n not in {p.n for p in built}]
+    built = {p.n for p in about.values()}
+    planned = [entry for entry in entries if entry.n not in built]
     claims = _claims(found)
     families = {
         name: {
@@ -263,8 +253,7 @@ def _paper(
         "large": {**o["setting"], **about.setting("paper")},
         "resources": f"{gpus}{wanted.cpus} cores, {wanted.mem_mb / 1000:g} GB and at most {wanted.runtime / 60:.3g} h",
         "facts": facts.items(),
-        "others": others.get(verdicts.paper, {})
-        | {c.id: {} for c in verdicts.claims if c.id not in others.get(verdicts.paper, {})},
+        "others": others.get(verdicts.paper, {}),
         "alt": "A panel per claim. " + "; ".join(claims),
         "source": about.experiment.read_text(),
         "source_path": "/".join(about.experiment.parts[-6:]),

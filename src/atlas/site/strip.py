@@ -25,15 +25,10 @@ class Scale(NamedTuple):
     end: float
 
 
-def distance(result: Result) -> Callable[[float], float]:
-    """How far a value lies inside what the criterion asks (negative: outside)."""
-    low, high = wanted(result.criterion)
-    return lambda value: min(value - low, high - value)
-
-
 def margin(result: Result) -> float:
     """How clearly the criterion is met: distance of the estimate from its edge in half-widths of the interval (negative: missed)."""
-    inside = distance(result)(result.estimate)
+    low, high = wanted(result.criterion)
+    inside = min(result.estimate - low, high - result.estimate)
     half = (result.high - result.low) / 2
     if math.isnan(inside) or math.isnan(half):
         return -math.inf

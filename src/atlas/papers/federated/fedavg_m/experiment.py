@@ -1,7 +1,7 @@
 """Momentum Benefits Non-IID Federated Learning Simply and Provably (arXiv 2306.16504): FedAvg-M and SCAFFOLD-M.
 
 Clients with different quadratics and a shared non-convex term. All clients: FedAvg with and without momentum at one local step size
-for every horizon and heterogeneity. Two of twenty clients a round: SCAFFOLD with and without momentum.
+for every horizon and heterogeneity. Some of fifty clients a round: SCAFFOLD with and without momentum.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ class Setting:
     eta: float = 0.1  # the local step size
     curvature: tuple[float, float] = (0.2, 1.0)
     ripple: float = 0.1  # of the non-convex term
-    momentum: float = (
-        8.0  # beta = min(1, momentum / sqrt(R)); about sqrt(N K L Delta) / sigma, as in the theory
-    )
+    momentum: float = 8.0  # beta = min(1, momentum / sqrt(R)); about sqrt(N K L Delta) / sigma
     noise: float = 1.0  # of every coordinate of a gradient
     spread: float = 4.0  # of the clients' optima, with noise
     spreads: tuple[float, ...] = (1.0, 4.0, 16.0)  # without
@@ -45,11 +43,7 @@ class Setting:
     scaffold_seeds: int = 24
     scaffold_rounds: int = 300
     full_rounds: int = 60  # with all clients
-    gammas: tuple[float, float, int] = (
-        0.05,
-        1.6,
-        12,
-    )  # smallest, largest, number of server steps of SCAFFOLD
+    gammas: tuple[float, float, int] = (0.05, 1.6, 12)  # smallest, largest, number of SCAFFOLD's steps
     betas: tuple[float, ...] = (0.5, 0.2)  # of SCAFFOLD-M, with every second of these steps
     target: float = 0.0001  # of the squared gradient norm at the start
     window: int = 5  # rounds over which the squared gradient norm is averaged
