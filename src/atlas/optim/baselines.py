@@ -1,0 +1,35 @@
+"""The optimizers that papers compare theirs with, for batched parameters theta (*batch, P).
+
+Each writes theta and its moments in place; `rate` is a number or broadcasts against theta, e.g. (rates, 1, 1) for theta
+(rates, seeds, P).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def sgd(
+    theta: Tensor,
+    g: Tensor,
+    m: Tensor,
+    rate: Tensor | float,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+) -> None:
+    """g += weight_decay theta;  m <- momentum m + g;  theta <- theta - rate m."""
+    m.mul_(momentum).add_(g).add_(theta, alpha=weight_decay)
+    theta.sub_(rate * m)
+
+
+def adam(
+    theta: Tensor, g: Tensor, m: Tensor, v: Tensor, t: int, rate: Tensor | float, betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8, decoupled_decay: float = 0.0,
+) -> None:  # fmt: skip
+    """Step t = 1, 2, ... of Adam (arXiv 1412.6980, algorithm 1); with decoupled_decay AdamW (arXiv 1711.05101)."""
+    if decoupled_decay:
+        theta.mul_(1 - rate * decoupled_decay)
+    m.lerp_(g, 1 - betas[0])
+    v.mul_(betas[1]).addcmul_(g, g, value=1 - betas[1])
+    denominator = (v / (1 - betas[1] ** t)).sqrt_().add_(eps)
+    theta.sub_(rate / (1 - betas[0] ** t) * m / denominator)
