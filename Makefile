@@ -1,6 +1,7 @@
 # make reproduce | test | ui | benchmark | lint | lock | clean
 PYTHON ?= python3
 VENV := .venv
+FLOWER := .venv-flower
 BIN := $(VENV)/bin
 ARGS ?=
 
@@ -55,11 +56,19 @@ lint: $(VENV)/.dev ## ruff, mypy, snakefmt, snakemake --lint
 ui: $(VENV)/.installed ## browse the results in MLflow, on loopback
 	@$(BIN)/atlas ui $(ARGS)
 
-benchmark: $(VENV)/.dev ## the pipeline's overhead and the cost of --dry-run
-	$(BIN)/python -m tests.benchmark $(ARGS)
+benchmark: $(VENV)/.dev ## the pipeline's overhead, and how fast many small networks train (against Flower, if it installs)
+	@$(MAKE) --no-print-directory $(FLOWER)/.installed || echo "Flower could not be installed: measured without it"
+	$(BIN)/python -m tests.benchmarks.training $$(test -e $(FLOWER)/.installed && echo --flower $(FLOWER)/bin/python)
+	$(BIN)/python -m tests.benchmarks.pipeline $(ARGS)
+
+# an environment of its own: Flower's pins and MLflow's do not fit together
+$(FLOWER)/.installed:
+	$(PYTHON) -m venv $(FLOWER)
+	$(FLOWER)/bin/python -m pip install --quiet --disable-pip-version-check 'flwr[simulation]==1.41.0' torch==2.13.0
+	@touch $@
 
 lock: $(VENV)/.dev ## pin the newest versions that fit pyproject.toml
 	$(BIN)/python workflow/scripts/lock.py
 
 clean: ## remove .venv (results stay)
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(FLOWER)

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmark import copy
+from tests.benchmarks.pipeline import copy
 
 
 def busy() -> float:

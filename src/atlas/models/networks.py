@@ -14,7 +14,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 class Network:
@@ -112,9 +111,8 @@ def standardised(x: Tensor, eps: float = 1e-5) -> Tensor:
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Mean over the samples. logits: (*batch, n, classes), y: classes, broadcasts against (*batch, n); returns (*batch)."""
-    y = y.expand(logits.shape[:-1])
-    losses = F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none")
-    return losses.view(y.shape).mean(-1)
+    y = y.expand(logits.shape[:-1]).unsqueeze(-1)  # twice as fast here as torch.nn.functional.cross_entropy
+    return (logits.logsumexp(-1) - logits.gather(-1, y).squeeze(-1)).mean(-1)
 
 
 def accuracy(logits: Tensor, y: Tensor) -> Tensor:
