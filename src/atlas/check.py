@@ -51,5 +51,5 @@ def check(paper: Paper) -> Iterator[str]:
 def smoke(paper: Paper, seed: int) -> pd.DataFrame:
     """The table of a run at the smoke tier."""
     module = load_experiment(paper)
-    with time_limit(paper.resources.smoke.runtime):
+    with time_limit(60 * paper.resources.smoke.runtime):
         return validate(module.measure(make_setting(paper, module, "smoke"), Run(paper.slug, seed)))
