@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from atlas import data
+from atlas.optim.orthogonal import newton_schulz, polar
+from atlas.problems.matrix import LogRegression, SkewedNoise
 from atlas.run import Run
 
 
@@ -38,27 +40,6 @@ class Setting:
 
 
 # The method
-
-
-def polar(M: Tensor) -> Tensor:
-    """U V' of the singular value decomposition M = U S V' (..., rows >= columns).
-
-    M (M'M)^(-1/2) from the eigenvalues of the small side, then one Newton-Schulz step, which squares the rounding error.
-    """
-    eigenvalues, Q = torch.linalg.eigh(M.mT @ M)
-    O = M @ (Q * eigenvalues.clamp_min(1e-300).rsqrt().unsqueeze(-2)) @ Q.mT
-    return 1.5 * O - 0.5 * O @ (O.mT @ O)
-
-
-def newton_schulz(M: Tensor, steps: int = 5) -> Tensor:
-    """Muon's quintic iteration: an approximate polar factor with singular values in about [0.7, 1.2]."""
-    transposed = M.shape[-2] > M.shape[-1]
-    X = M.mT if transposed else M
-    X = X / (X.flatten(-2).norm(dim=-1)[..., None, None] + 1e-7)
-    for _ in range(steps):
-        A = X @ X.mT
-        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
-    return X.mT if transposed else X
 
 
 @dataclass
@@ -98,47 +79,14 @@ class AdaGO:
         return alpha, self.orthogonal(M), M, v2
 
 
-# The matrix problem
-
-
-class Problem:
-    """f(W) = mean_i log(1 + (<A_i, W> - b_i)^2), b_i = <A_i, W*>; one problem per seed, gradients in closed form."""
-
-    def __init__(self, setting: Setting, generator: torch.Generator, device: torch.device) -> None:
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64, device=device)
-
-        S, m, n = setting.seeds, setting.rows, setting.columns
-        self.shape = (m, n)
-        self.A = normal(S, setting.measurements, m * n)
-        self.solution = normal(S, m, n)
-        self.start = self.solution + 0.02 * normal(S, m, n)
-        self.noise, self.normal = setting.noise, normal
-        self.N0 = polar(normal(S, m, n)) / n**0.5
-
-    def gradient(self, W: Tensor) -> Tensor:
-        """(..., S, m, n) -> (..., S, m, n)."""
-        r = torch.einsum("skp,...sp->...sk", self.A, (W - self.solution).flatten(-2))
-        return torch.einsum("skp,...sk->...sp", self.A, 2 * r / (1 + r**2) / r.shape[-1]).unflatten(
-            -1, self.shape
-        )
-
-    def sample(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
-        """Skewed noise z N0, z = 2.7 with probability 0.1 and -0.3 otherwise, plus a little Gaussian: unbiased."""
-        u = torch.rand(shape[:-2], generator=generator, dtype=torch.float64, device=self.A.device)
-        z = torch.where(u < 0.1, 2.7, -0.3) / 0.9
-        gaussian = torch.randn(shape, generator=generator, dtype=torch.float64, device=self.A.device)
-        return (
-            self.noise
-            * (z[..., None, None] * self.N0 + 0.1 * gaussian / (self.shape[0] * self.shape[1]) ** 0.5)
-            / 1.005
-        )
+# The rates
 
 
 def horizon_runs(
     run: Run,
     name: str,
-    problem: Problem,
+    problem: LogRegression,
+    noise: SkewedNoise,
     optimizer: Callable[[Tensor], AdaGO],
     horizons: Tensor,
     generator: torch.Generator | None,
@@ -167,7 +115,7 @@ def horizon_runs(
         exact = problem.gradient(W[on:])
         norm = exact.flatten(-2).norm(dim=-1)
         total[on:] = total[on:] + norm if average else torch.minimum(total[on:], norm)
-        G = exact if generator is None else exact + problem.sample(exact.shape, generator)
+        G = exact if generator is None else exact + noise(exact.shape, generator)
         alpha, direction, M[on:], v2[on:] = part.step(G, M[on:], v2[on:])
         clamped[on:] += alpha <= part.eps
         if t % 16 == 0:
@@ -179,7 +127,9 @@ def horizon_runs(
 
 
 def rates(setting: Setting, run: Run, add: Callable[..., None]) -> None:
-    problem = Problem(setting, run.generator("problem"), run.device)
+    generator, shape = run.generator("problem"), (setting.rows, setting.columns)
+    problem = LogRegression(setting.seeds, shape, setting.measurements, generator)
+    noise = SkewedNoise(setting.seeds, shape, setting.noise, generator)
 
     def constant(T: Tensor, value: float) -> Tensor:
         return torch.full_like(T, value)
@@ -203,24 +153,24 @@ def rates(setting: Setting, run: Run, add: Callable[..., None]) -> None:
         steps = setting.horizons if case == "stochastic" else setting.quiet_horizons
         horizons = torch.tensor(steps, dtype=torch.float64, device=run.device)
         for name, optimizer in run.progress(list(methods.items()), case):
-            generator = run.generator(case, name) if case == "stochastic" else None
+            random = run.generator(case, name) if case == "stochastic" else None
             norm, off, clamped = horizon_runs(
-                run, f"{case}: {name}", problem, optimizer, horizons, generator, case == "stochastic"
+                run, f"{case}: {name}", problem, noise, optimizer, horizons, random, case == "stochastic"
             )
             add(name, "gradient norm", x=steps, value=norm.T, case=case)
             if name == "AdaGO":
                 add(name, "share of steps at the clamp", x=steps, value=clamped.T, case=case)
                 add(name, "deviation of singular values", x=steps[-1], value=off, case=case)
-    add("elementwise adaptive Muon", "deviation of singular values", x=setting.horizons[-1],
-        value=elementwise(problem, min(setting.horizons[-1], 256), run.generator("elementwise")), case="stochastic")  # fmt: skip
+    off = elementwise(problem, noise, min(setting.horizons[-1], 256), run.generator("elementwise"))
+    add("elementwise adaptive Muon", "deviation of singular values", x=setting.horizons[-1], value=off, case="stochastic")  # fmt: skip
 
 
-def elementwise(problem: Problem, steps: int, generator: torch.Generator) -> Tensor:
+def elementwise(problem: LogRegression, noise: SkewedNoise, steps: int, generator: torch.Generator) -> Tensor:
     """Largest |sigma - 1| (S,) when polar(M) is divided by the root of its running mean square, rescaled to its norm."""
     W, M = problem.start.clone(), torch.zeros_like(problem.start)
     square, off = torch.zeros_like(W), torch.zeros(len(W), dtype=W.dtype, device=W.device)
     for _ in range(steps):
-        M = 0.9 * M + 0.1 * (problem.gradient(W) + problem.sample(W.shape, generator))
+        M = 0.9 * M + 0.1 * (problem.gradient(W) + noise(W.shape, generator))
         O = polar(M)
         square = 0.95 * square + 0.05 * O**2
         U = O / (square.sqrt() + 1e-8)
