@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from atlas.problems.lipschitz import last_iterate_gap
 from atlas.run import Loop, Run, plain
 
 
@@ -71,28 +72,9 @@ def last_iterates(
 
 
 def harvey(T: int, schedule: Schedule) -> float:
-    """f(x_{T+1}) of subgradient descent on the worst-case function of Harvey et al. (arXiv 1812.05217, section 3).
-
-    f(x) = max_i <h_i, x>, i = 1..T+1, h_i = (a_1, ..., a_{i-1}, -b_i, 0, ...), a_j = 1/(8(T-j+1)), b_j = sqrt(j)/(2 sqrt(T)),
-    b_{T+1} = 0; min f = 0. The oracle returns h_i of the smallest active i. O(T) a step by prefix sums.
-    """
-    j = torch.arange(1, T + 1, dtype=torch.float64)
-    a, b = 1 / (8 * (T - j + 1)), (j / T).sqrt() / 2
-    x = torch.zeros(T, dtype=torch.float64)
-
-    def pieces() -> Tensor:
-        before = torch.cat([torch.zeros(1, dtype=x.dtype), (a * x).cumsum(0)])
-        return before - torch.cat([b * x, torch.zeros(1, dtype=x.dtype)])
-
-    horizon = torch.tensor(float(T), dtype=torch.float64)
-    for t in range(1, T + 1):
-        values = pieces()
-        i = int(torch.nonzero(values >= values.max())[0])
-        eta = schedule(torch.tensor(float(t), dtype=torch.float64), horizon)
-        x[:i] -= eta * a[:i]
-        if i < T:
-            x[i] += eta * b[i]
-    return float(pieces().max())
+    """f(x_{T+1}) on the worst-case function that is built against 1/sqrt(t): b_j = sqrt(j)/(2 sqrt(T))."""
+    t, horizon = torch.arange(1, T + 1, dtype=torch.float64), torch.tensor(float(T), dtype=torch.float64)
+    return last_iterate_gap(schedule(t, horizon), (t / T).sqrt() / 2)
 
 
 def measure(setting: Setting, run: Run) -> pd.DataFrame:
