@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from atlas.federated.compression import top_k
 from atlas.run import Loop, Run
 
 
@@ -42,12 +43,6 @@ class Problem:
     L: Tensor  # (B,) smoothness of f
     x0: Tensor  # (B, d)
     lowest: Tensor  # (B,) f*, or +inf where it is not known
-
-
-def top_k(v: Tensor, k: int) -> Tensor:
-    """Keep the k entries of largest magnitude in the last dimension: contractive with alpha = k/d."""
-    kept = v.abs().topk(k, dim=-1).indices
-    return torch.zeros_like(v).scatter(-1, kept, v.gather(-1, kept))
 
 
 def xi(alpha: float) -> float:
