@@ -87,6 +87,7 @@ class Speedup(Test):
         quantity = f"ratio of {rows.columns[2]} to reach the target, {ratio}"
         if isinstance(self.factor, str):
             quantity += ", over the predicted ratio"
+        own = self.form == "at_least" or isinstance(self.factor, str)  # our threshold, not the paper's number
         detail = {
             "fast": tf.tolist()[:400],
             "slow": ts.tolist()[:400],
@@ -98,7 +99,7 @@ class Speedup(Test):
         }
         return Result(
             outcome=outcome, quantity=quantity, criterion=interval_text(**bounds), estimate=estimate, low=low, high=high,
-            level=self.level, claimed=self.headline or (None if isinstance(self.factor, str) else target),
+            level=self.level, claimed=self.headline or (None if own else target),
             reason="; ".join(reasons), detail=detail,
         )  # fmt: skip
 
