@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pytorch_optimizer import DiffGrad
 
-from atlas.optim.baselines import adam, sgd
+from atlas.optim.baselines import adam, diffgrad, sgd
 from atlas.optim.tuning import best_on_others, chosen, first_below, trailing_mean
 
 
@@ -51,6 +52,21 @@ def test_adam_of_a_batch_is_torchs_one_by_one(decay: float) -> None:
             start,
         )
         torch.testing.assert_close(theta[i], alone, atol=1e-13, rtol=0)
+
+
+def test_diffgrad_of_a_batch_is_that_of_pytorch_optimizer_one_by_one() -> None:
+    """In float64 with eps = 0: the package divides by sqrt(v) + eps, the paper by the square root of the corrected v plus eps.
+    The package adds 1e-15 to v, which is what is left of the difference."""
+    rates, gradients, start = torch.tensor([0.1, 0.01]).double(), random(20, 2, 3, 5), random(3, 5, seed=1)
+    theta, previous, m, v = (torch.zeros(2, 3, 5, dtype=torch.float64) for _ in range(4))
+    theta += start
+    for t, g in enumerate(gradients, 1):
+        diffgrad(theta, g, previous, m, v, t, rates[:, None, None], betas=(0.8, 0.95), eps=0.0)
+    for i, rate in enumerate(rates.tolist()):
+        alone = follow(
+            lambda p, rate=rate: DiffGrad(p, rate, betas=(0.8, 0.95), eps=0.0), gradients[:, i], start
+        )
+        torch.testing.assert_close(theta[i], alone, atol=1e-10, rtol=0)
 
 
 def test_a_rate_is_chosen_on_the_other_seeds() -> None:

@@ -33,3 +33,16 @@ def adam(
     v.mul_(betas[1]).addcmul_(g, g, value=1 - betas[1])
     denominator = (v / (1 - betas[1] ** t)).sqrt_().add_(eps)
     theta.sub_(rate / (1 - betas[0] ** t) * m / denominator)
+
+
+def diffgrad(
+    theta: Tensor, g: Tensor, previous: Tensor, m: Tensor, v: Tensor, t: int, rate: Tensor | float,
+    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+) -> None:  # fmt: skip
+    """Step t = 1, 2, ... of diffGrad (arXiv 1909.11015): Adam's, times sigmoid(|g_{t-1} - g_t|); `previous` is g_{t-1}, first 0."""
+    m.lerp_(g, 1 - betas[0])
+    v.mul_(betas[1]).addcmul_(g, g, value=1 - betas[1])
+    friction = previous.sub_(g).abs_().sigmoid_()
+    denominator = (v / (1 - betas[1] ** t)).sqrt_().add_(eps)
+    theta.sub_(rate / (1 - betas[0] ** t) * friction * m / denominator)
+    previous.copy_(g)
