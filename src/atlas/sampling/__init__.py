@@ -1,0 +1,1 @@
+"""Sampling: moments and distances of laws that are known exactly."""
