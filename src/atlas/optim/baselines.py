@@ -18,8 +18,13 @@ def sgd(
     weight_decay: float = 0.0,
 ) -> None:
     """g += weight_decay theta;  m <- momentum m + g;  theta <- theta - rate m."""
-    m.mul_(momentum).add_(g).add_(theta, alpha=weight_decay)
-    theta.sub_(rate * m)
+    m.mul_(momentum).add_(g)
+    if weight_decay:
+        m.add_(theta, alpha=weight_decay)
+    if isinstance(rate, Tensor):
+        theta.addcmul_(m, rate, value=-1)  # large temporary tensors would cost as much as the arithmetic
+    else:
+        theta.sub_(m, alpha=rate)
 
 
 def adam(
@@ -31,8 +36,8 @@ def adam(
         theta.mul_(1 - rate * decoupled_decay)
     m.lerp_(g, 1 - betas[0])
     v.mul_(betas[1]).addcmul_(g, g, value=1 - betas[1])
-    denominator = (v / (1 - betas[1] ** t)).sqrt_().add_(eps)
-    theta.sub_(rate / (1 - betas[0] ** t) * m / denominator)
+    denominator = (v / (1 - betas[1] ** t)).sqrt_().add_(eps).div_(rate)
+    theta.addcdiv_(m, denominator, value=-1 / (1 - betas[0] ** t))
 
 
 def diffgrad(
