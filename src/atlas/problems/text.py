@@ -27,17 +27,15 @@ class Corpus:
         self, shape: tuple[int, ...], context: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Random places of the training text: contexts (*shape, context) and the characters that follow (*shape)."""
-        return windows(self.train, self._places(self.train, shape, context, generator), context)
+        last = len(self.train) - context
+        places = torch.randint(last, shape, generator=generator, device=self.train.device)
+        return windows(self.train, places, context)
 
     def held_out(self, n: int, context: int) -> tuple[Tensor, Tensor]:
         """n places evenly spread over the validation text: contexts (n, context) and the characters that follow (n,)."""
         last = len(self.validation) - context - 1
         places = torch.linspace(0, last, n, dtype=torch.float64, device=self.validation.device).long()
         return windows(self.validation, places, context)
-
-    @staticmethod
-    def _places(text: Tensor, shape: tuple[int, ...], context: int, generator: torch.Generator) -> Tensor:
-        return torch.randint(len(text) - context, shape, generator=generator, device=text.device)
 
 
 def windows(text: Tensor, places: Tensor, context: int) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from atlas.federated.participation import of_clients, without_replacement
 from atlas.federated.quadratics import Quadratics, draw
+from atlas.optim.tuning import first_below, trailing_mean
 from atlas.run import Run
 
 
@@ -194,19 +195,6 @@ def scaffold(sampled: int, noise: float, rounds: int, tried: Tensor, setting: Se
     return state["curve"]
 
 
-def trailing_mean(curve: Tensor, window: int) -> Tensor:
-    """Mean of the last `window` values (of all, while there are fewer). curve: (..., T)."""
-    total = torch.nn.functional.pad(curve.cumsum(-1), (window, 0))
-    count = torch.arange(1, curve.shape[-1] + 1, device=curve.device).clamp(max=window)
-    return (total[..., window:] - total[..., :-window]) / count
-
-
-def rounds_to(curve: Tensor, target: float) -> Tensor:
-    """The first round at which a curve is at most `target` times its start; its length if it never is. curve: (..., T)."""
-    hit = curve <= target * curve[..., :1]
-    return torch.where(hit.any(-1), hit.int().argmax(-1), curve.shape[-1])
-
-
 def measure(setting: Setting, run: Run) -> pd.DataFrame:
     table = run.table()
     methods, longest_first = ("FedAvg-M", "FedAvg"), sorted(setting.horizons, reverse=True)
@@ -236,7 +224,8 @@ def measure(setting: Setting, run: Run) -> pd.DataFrame:
             curve = scaffold(sampled, noise, rounds, torch.tensor(pairs, dtype=torch.float64), setting, run)
             curve = trailing_mean(curve, setting.window)
             tuning, reported = curve[:, : setting.tuning_seeds], curve[:, setting.tuning_seeds :]
-            best = int(rounds_to(tuning, setting.target).float().mean(1).argmin())
+            rounds_needed = first_below(tuning, setting.target * tuning[..., 0])
+            best = int(rounds_needed.float().mean(1).argmin())
             x = range(1, 1 + rounds)
             table.add(method, "squared gradient norm", x=x, value=reported[best], sampled=sampled)
             for name, value in zip(("beta chosen", "gamma chosen"), pairs[best], strict=True):

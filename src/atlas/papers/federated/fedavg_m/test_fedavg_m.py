@@ -1,4 +1,3 @@
-import pytest
 import torch
 from torch import Tensor
 
@@ -8,9 +7,7 @@ from atlas.papers.federated.fedavg_m.experiment import (
     Setting,
     fedavg_m_round,
     federated_averaging,
-    rounds_to,
     scaffold_m_round,
-    trailing_mean,
 )
 from atlas.run import Run
 
@@ -116,12 +113,6 @@ def test_scaffold_updates_only_the_chosen_clients() -> None:
     )
     gradients = problem.gradients(x.expand(4, 3))
     assert torch.allclose(control[[0, 2]], gradients[[0, 2]]) and control[[1, 3]].abs().max() == 0
-
-
-def test_trailing_mean_and_rounds_to() -> None:
-    curve = torch.tensor([[8.0, 4.0, 2.0, 0.0], [8.0, 8.0, 8.0, 8.0]])
-    assert trailing_mean(curve, 2)[0].tolist() == pytest.approx([8.0, 6.0, 3.0, 1.0])
-    assert rounds_to(curve, 0.5).tolist() == [1, 4]
 
 
 def test_where_fedavg_stops_on_quadratics() -> None:
