@@ -1,9 +1,10 @@
-"""Participation patterns against what is known of them."""
+"""Participation patterns against what is known of them; local training against torch."""
 
 import pytest
 import torch
 from torch import Tensor
 
+from atlas.federated.averaging import local_sgd
 from atlas.federated.participation import Bernoulli, Cyclic, Markov, Pattern, masks
 
 P = torch.tensor([0.02, 0.1, 0.3, 0.5, 0.9], dtype=torch.float64)
@@ -101,3 +102,27 @@ def test_patterns_go_on_from_their_state(pattern: Pattern) -> None:
     for t in range(5, 12):
         assert torch.equal(pattern.active(state), whole[t])
         state = pattern.next(state, other)
+
+
+def test_one_client_with_one_step_is_sgd_and_more_steps_too() -> None:
+    """From round to round the server takes over the only client's model, for two rates at once."""
+    a, b = torch.rand(5, generator=generator()).double() + 0.5, torch.randn(5, generator=generator()).double()
+    rates = torch.tensor([0.1, 0.3], dtype=torch.float64)
+    for steps in (1, 3):
+        x = torch.zeros(2, 5, dtype=torch.float64)
+        for _ in range(4):
+            x = local_sgd(x, 1, steps, rates.view(2, 1, 1), lambda y, k: a * (y - b)).mean(-2)
+        for rate, found in zip(rates.tolist(), x, strict=True):
+            theirs = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+            optimizer = torch.optim.SGD([theirs], rate)
+            for _ in range(4 * steps):
+                optimizer.zero_grad()
+                (a * (theirs - b).square() / 2).sum().backward()
+                optimizer.step()
+            torch.testing.assert_close(found, theirs.detach(), atol=1e-14, rtol=0)
+
+
+def test_clients_start_from_the_servers_model_and_go_their_own_ways() -> None:
+    towards = torch.tensor([[1.0], [3.0]])
+    y = local_sgd(torch.zeros(1), 2, 2, 0.5, lambda y, k: y - towards)
+    assert y.tolist() == [[0.75], [2.25]]
