@@ -80,16 +80,6 @@ def test_every_network_of_a_batch_is_that_of_torch_nn(network: ResNet) -> None:
         torch.testing.assert_close(parts["scale 4"], block[4].weight.grad, atol=1e-6, rtol=1e-4)
 
 
-def test_inputs_may_be_shared_and_a_single_network_needs_no_batch() -> None:
-    network = ResNet((3, 3, 5), side=6, classes=4)
-    theta = network.initial(5, generator=generator())
-    x = torch.randn(7, 36, generator=generator(1))
-    together = network(theta, x)
-    assert together.shape == (5, 7, 4)
-    for one, row in zip(theta, together, strict=True):
-        torch.testing.assert_close(network(one, x), row)
-
-
 def test_initial_weights_and_number_of_parameters() -> None:
     network = ResNet((8, 8, 16))
     by_hand = 9 * 8 + 2 * 9 * 8 * 8 + 9 * 8 * 16 + 9 * 16 * 16 + 2 * (3 * 8 + 2 * 16) + 16 * 10 + 10

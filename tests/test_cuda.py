@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from atlas.federated.compression import top_k
 from atlas.measure import load_experiment, make_setting
+from atlas.optim.orthogonal import newton_schulz, polar
 from atlas.paper import find, folders
-from atlas.papers.federated.ef21_reloaded.experiment import top_k
 from atlas.papers.optimization.last_iterate_sgd.experiment import last_iterates, linear_decay
-from atlas.papers.optimizers.adago import experiment as adago
 from atlas.papers.reinforcement.egpo import experiment as egpo
 from atlas.papers.vision.transductive_clustering import experiment as clustering
 from atlas.run import Run
@@ -32,8 +32,8 @@ def preference(device: str) -> Tensor:
 
 
 BLOCKS: dict[str, Callable[[str], Tensor]] = {
-    "polar factor": lambda d: adago.polar(normal(5, 8, 6).to(d)),
-    "Newton-Schulz": lambda d: adago.newton_schulz(normal(5, 8, 6).to(d)),
+    "polar factor": lambda d: polar(normal(5, 8, 6).to(d)),
+    "Newton-Schulz": lambda d: newton_schulz(normal(5, 8, 6).to(d)),
     "Top-k": lambda d: top_k(normal(4, 5, 20).to(d), 3),
     "EGPO step": lambda d: egpo.egpo_step(
         normal(3, 4).to(d), normal(3, 4).to(d), lambda pi: egpo.times(preference(d), pi), 0.3, 0.1

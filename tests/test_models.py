@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from atlas.models.characters import CharacterMLP
+from atlas.models.convolutional import ResNet
 from atlas.models.networks import MLP, accuracy, cross_entropy, value_and_gradient
 
 
@@ -56,12 +57,14 @@ def test_every_network_of_a_batch_is_that_of_torch_nn(activation, normalise) -> 
         torch.testing.assert_close(parts["bias 3"], module[-1].bias.grad, atol=1e-6, rtol=1e-4)
 
 
-def test_inputs_may_be_shared_and_a_single_network_needs_no_batch() -> None:
-    network = MLP((3, 4, 2))
+@pytest.mark.parametrize(
+    "network, inputs, outputs", [(MLP((3, 4, 2)), 3, 2), (ResNet((3, 3, 5), side=6, classes=4), 36, 4)]
+)
+def test_inputs_may_be_shared_and_a_single_network_needs_no_batch(network, inputs, outputs) -> None:
     theta = network.initial(5, generator=generator())
-    x = torch.randn(6, 3, generator=generator(1))
+    x = torch.randn(7, inputs, generator=generator(1))
     together = network(theta, x)
-    assert together.shape == (5, 6, 2)
+    assert together.shape == (5, 7, outputs)
     for one, row in zip(theta, together, strict=True):
         torch.testing.assert_close(network(one, x), row)
 

@@ -7,7 +7,7 @@ import torch
 from pytorch_optimizer import DiffGrad
 
 from atlas.optim.baselines import adam, diffgrad, sgd
-from atlas.optim.tuning import best_on_others, chosen, first_below, trailing_mean
+from atlas.optim.tuning import best_on_average, best_on_others, chosen, first_below, trailing_mean
 
 
 def follow(optimizer, gradients: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
@@ -76,6 +76,13 @@ def test_a_rate_is_chosen_on_the_other_seeds() -> None:
     assert chosen(losses, best_on_others(losses))[0] == 2.0
     with pytest.raises(ValueError, match="at least two"):
         best_on_others(losses[:, :1])
+
+
+def test_the_best_on_average_at_the_end_has_not_failed() -> None:
+    losses = torch.tensor(
+        [[[1.0, 3.0], [1.0, 3.0]], [[9.0, 2.0], [9.0, 2.0]], [[0.0, 1.0], [0.0, torch.nan]]]
+    )
+    assert int(best_on_average(losses[..., -1])) == 1
 
 
 def test_first_below_and_trailing_mean() -> None:

@@ -85,6 +85,12 @@ def batched() -> None:
             print(f"  {shape:12} {optimizer:5} {one:.2f} ms, {many:.2f} ms: {many / one:.1f} times one")
 
 
+def as_torch(network: MLP, theta: Tensor) -> list[Tensor]:
+    """The parameters of a network with one hidden layer, in the order and form of torch.nn. theta: (P,)."""
+    parts = network.split(theta)
+    return [v for i in (1, 2) for v in (parts[f"weight {i}"].mT, parts[f"bias {i}"])]
+
+
 def federated(
     flower: Path | None, clients: int = 20, rounds: int = 20, steps: int = 5, batch: int = 32
 ) -> None:
@@ -120,13 +126,9 @@ def federated(
     if flower is None:
         print("  Flower: not installed (make benchmark installs it where it can)")
         return
-    parts = network.split(start)
-    arrays = [
-        v for i in (1, 2) for v in (parts[f"weight {i}"].mT, parts[f"bias {i}"])
-    ]  # as torch.nn has them
     with tempfile.TemporaryDirectory() as folder:
         problem, out = Path(folder) / "problem.npz", Path(folder) / "out.npz"
-        weights = {f"start {i}": v.contiguous().numpy() for i, v in enumerate(arrays)}
+        weights = {f"start {i}": v.contiguous().numpy() for i, v in enumerate(as_torch(network, start))}
         np.savez(problem, x=x.numpy(), y=y.numpy(), sizes=np.array(sizes), rate=np.array(rate), **weights)
         app = Path(__file__).with_name("flower_app.py")
         done = subprocess.run([flower, app, problem, out], capture_output=True, text=True, check=False)
@@ -138,9 +140,7 @@ def federated(
             theirs = [torch.from_numpy(found[f"arr_{i}"]) for i in range(4)]
     # the first round starts the engine's processes: it is not counted
     other = clients * (len(times) - 2) / (times[-1] - times[1])
-    parts = network.split(ours)
-    last = [v for i in (1, 2) for v in (parts[f"weight {i}"].mT, parts[f"bias {i}"])]
-    off = max(float((a - b).abs().max()) for a, b in zip(last, theirs, strict=True))
+    off = max(float((a - b).abs().max()) for a, b in zip(as_torch(network, ours), theirs, strict=True))
     print(
         f"  Flower's simulation engine, all cores: {other:.0f} a second: {updates / seconds / other:.0f} times as many here"
     )

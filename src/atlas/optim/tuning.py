@@ -20,6 +20,14 @@ def best_on_others(losses: Tensor) -> Tensor:
     return others.argmin(0)
 
 
+def best_on_average(losses: Tensor) -> Tensor:
+    """The step size with the least mean loss over seeds kept for tuning. losses: (..., rates, S); returns (...) indices.
+
+    A rate with a NaN is not chosen, unless all have one.
+    """
+    return losses.mean(-1).nan_to_num(nan=torch.inf).argmin(-1)
+
+
 def chosen(values: Tensor, index: Tensor) -> Tensor:
     """The values of the rate chosen for every seed. values: (rates, S, ...), index: (S,); returns (S, ...)."""
     return values[index, torch.arange(len(index), device=values.device)]

@@ -19,6 +19,7 @@ from atlas.measurements import Recorder
 from atlas.models.characters import CharacterMLP
 from atlas.models.networks import cross_entropy, value_and_gradient
 from atlas.optim.baselines import adam
+from atlas.optim.tuning import best_on_average
 from atlas.problems.text import Corpus, corpus
 from atlas.run import Run
 
@@ -193,11 +194,6 @@ EQUAL = replace(DILOCO, method="DiLoCo, momentum of NoLoCo", beta=NOLOCO.beta)
 ALONE = Outer("independent", 1, 1.0, 0.0)
 
 
-def best(losses: Tensor) -> Tensor:
-    """The rows with the least mean loss at the end; one that failed is not chosen. losses: (..., rows, S, X)."""
-    return losses[..., -1].mean(-1).nan_to_num(nan=math.inf).argmin(-1)
-
-
 def language(table: Recorder, setting: Setting, run: Run) -> None:
     text, batch = corpus("kjv", run.device), setting.batch
     N, S = setting.tuning_replicas, setting.tuning_seeds
@@ -206,14 +202,17 @@ def language(table: Recorder, setting: Setting, run: Run) -> None:
     losses = train(
         [ALONE] * len(rates), rates, 1, N * batch, S, "tuning of the inner step", setting, text, run
     )
-    rate = rates[int(best(losses))]
+    rate = rates[int(best_on_average(losses[..., -1]))]
     table.add("data parallel", "inner step size chosen", x=0, value=torch.tensor([rate]))
 
     pairs = list(itertools.product(setting.alphas, setting.betas))
     rows = [replace(NOLOCO, method="NoLoCo, tuned", alpha=a, beta=b, gamma=a) for a, b in pairs]
     rows += [replace(DILOCO, method="DiLoCo, tuned", alpha=a, beta=b) for a, b in pairs]
     losses = train(rows, [rate], N, batch, S, "tuning of the outer step", setting, text, run)
-    tuned = [rows[i * len(pairs) + int(k)] for i, k in enumerate(best(losses.unflatten(0, (2, -1))))]
+    tuned = [
+        rows[i * len(pairs) + int(k)]
+        for i, k in enumerate(best_on_average(losses[..., -1].unflatten(0, (2, -1))))
+    ]
     for row in tuned:
         table.add(row.method, "alpha chosen", x=0, value=torch.tensor([row.alpha]))
         table.add(row.method, "beta chosen", x=0, value=torch.tensor([row.beta]))

@@ -12,7 +12,6 @@ from atlas.papers.federated.noloco.experiment import (
     DILOCO,
     NOLOCO,
     Setting,
-    best,
     group_mean,
     outer_step,
     replica_spread,
@@ -147,11 +146,6 @@ def test_training_uses_the_rows_groups() -> None:
     losses = train(rows, [0.02] * 3, 4, 3, 2, "test", setting, corpus(), Run("noloco", 0))[..., -1]
     torch.testing.assert_close(losses[0], losses[1])
     assert (losses[0] != losses[2]).all()
-
-
-def test_the_best_row_at_the_end() -> None:
-    losses = torch.tensor([[[1.0, 3.0], [1.0, 3.0]], [[9.0, 2.0], [9.0, 2.0]], [[0.0, 1.0], [0.0, math.nan]]])
-    assert int(best(losses)) == 1
 
 
 def test_message_times() -> None:

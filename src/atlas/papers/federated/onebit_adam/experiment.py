@@ -25,6 +25,7 @@ from atlas.federated.compression import (
 )
 from atlas.models.characters import CharacterMLP
 from atlas.models.networks import cross_entropy, value_and_gradient
+from atlas.optim.tuning import best_on_average
 from atlas.problems.text import Corpus, corpus
 from atlas.run import Run
 
@@ -162,7 +163,7 @@ def measure(setting: Setting, run: Run) -> pd.DataFrame:
     tried, rates = torch.tensor(setting.rates, device=run.device), {}
     for method in METHODS:
         losses, _ = train(method, tried, setting.tuning_seeds, 1, "tuning", 1.0, setting, text, run)
-        rates[method] = tried[losses[..., -1].mean(1).nan_to_num(nan=math.inf).argmin()].view(1)
+        rates[method] = tried[best_on_average(losses[..., -1])].view(1)
         table.add(method, "step size chosen", x=0, value=rates[method])
 
     cases = [

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from atlas import data
 from atlas.optim.orthogonal import newton_schulz, polar
+from atlas.optim.tuning import best_on_others, chosen
 from atlas.problems.matrix import LogRegression, SkewedNoise
 from atlas.run import Run
 
@@ -310,10 +311,8 @@ def comparisons(setting: Setting, run: Run, add: Callable[..., None]) -> None:
             loss, test, sizes = make(setting, S, len(grid), generator, run.device)
             start = [p.repeat(len(grid), 1, 1) for p in initial(sizes, S, generator, run.device)]
             losses = test(train(run, task, method, rate, start, loss, steps, generator)).reshape(-1, S)
-            # (rates, seeds): the sum over the other seeds; one that diverged rules a rate out
-            others = (losses.sum(1, keepdim=True) - losses).nan_to_num(nan=torch.inf)
-            best = others.argmin(0)
-            add(method, "test loss", x=steps, value=losses[best, range(S)], case=task)
+            best = best_on_others(losses)
+            add(method, "test loss", x=steps, value=chosen(losses, best), case=task)
             add(method, "step size chosen", x=steps, value=grid[best] * unit[method], case=task)
 
 

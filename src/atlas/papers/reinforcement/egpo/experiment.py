@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from atlas.optim.tuning import best_on_average
 from atlas.run import Run
 
 
@@ -232,6 +233,6 @@ def noisy(setting: Setting, run: Run, add: Callable[..., None], rng: np.random.G
                 state["theta"] = step(state["theta"], theta_ref, estimate, eta, beta)
             gap = regularised_gap(P, state["theta"], theta_ref, beta)
             if purpose == "tuning":
-                best[name] = rates[[int(gap.mean(1).nan_to_num(nan=torch.inf).argmin())]]
+                best[name] = rates[[int(best_on_average(gap))]]
             else:
                 add(name, "regularised duality gap", x=setting.noisy_steps, value=gap[0])
